@@ -1,0 +1,27 @@
+"""The two kinds of failure a user can mend; each is one line that says what, where and what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+
+class OptionError(ValueError):
+    """A wrong option or value (exit code 2)."""
+
+
+class FileError(Exception):
+    """Something wrong with a file, a folder or a data set (exit code 1)."""
+
+    def __init__(self, path: Path | str, problem: str, remedy: str) -> None:
+        self.path, self.problem, self.remedy = Path(path), problem, remedy
+        super().__init__(f"{path}: {problem}; {remedy}")
+
+
+def require(option: str, value: str, allowed: Iterable[str]) -> str:
+    """`value`, if it is among `allowed`; otherwise an OptionError that names the nearest and lists all."""
+    allowed = list(allowed)
+    if value in allowed:
+        return value
+    near = get_close_matches(value, allowed, n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    raise OptionError(f"{option}={value} is not known: {hint}choose one of {', '.join(allowed)}")

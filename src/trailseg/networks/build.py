@@ -1,0 +1,63 @@
+"""From a row of the table and its parts to a network."""
+
+from torch import nn
+
+from trailseg.errors import OptionError, require
+from trailseg.networks.cores import CORES, make_core
+from trailseg.networks.norms import NORMS, SIZE_BOUND, Size
+from trailseg.networks.recurrence import Recurrence
+from trailseg.networks.stems import STEMS, make_stem
+from trailseg.networks.table import ROWS
+
+
+def build(
+    *,
+    network: str,
+    stem: str,
+    core: str,
+    norm: str,
+    channels: int,
+    depth: int,
+    growth: float,
+    steps: int,
+    classes: int,
+    size: Size,
+) -> Recurrence:
+    """The network of that row, with weights drawn from torch's global generator.
+
+    `steps` is the number of cores where the row has one per step, of fuses and gates likewise; elsewhere it binds
+    nothing. `size` (H, W) binds only the weights of size-bound norms. OptionError on a name that is not in its table.
+    """
+    row = ROWS[require("network", network, ROWS)]
+    scale = STEMS[require("stem", stem, STEMS)]
+    switches = CORES[require("core", core, CORES)]
+    make_norm = NORMS[require("norm", norm, NORMS)]
+    multiple = scale * 2**depth
+    padded = (-(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple)
+    if norm in ("batch", "instance") and padded == (multiple, multiple):
+        raise OptionError(
+            f"norm={norm}: the deepest features of a {size[0]} x {size[1]} picture are a single point, of which no "
+            "variance can be taken; take a larger size, a smaller stem or depth, or norm=group"
+        )
+    features = (padded[0] // scale, padded[1] // scale)
+    cores = {"S": steps}.get(str(row.cores)) or int(row.cores)
+    max_steps = row.max_steps or (steps if row.cores == "S" else None)
+    return Recurrence(
+        stem=make_stem(scale=scale, channels=channels, norm=make_norm, size=padded),
+        cores=[
+            make_core(channels=channels, depth=depth, growth=growth, norm=make_norm, size=features, **switches)
+            for _ in range(cores)
+        ],
+        head=nn.Conv2d(channels, classes, 1),
+        feedback=None if max_steps == 1 else nn.Conv2d(classes, channels, 1),
+        fuses=[
+            nn.Conv2d(2 * channels, channels, 1)
+            for _ in range({"none": 0, "shared": 1, "own": steps - 1}[row.context] if max_steps != 1 else 0)
+        ],
+        residual=row.residual,
+        gates=0 if max_steps == 1 else steps - 1 if row.cores == "S" else 1,
+        max_steps=max_steps,
+        scale=scale,
+        multiple=multiple,
+        bound_to=padded if norm in SIZE_BOUND else None,
+    )

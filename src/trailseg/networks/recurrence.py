@@ -1,0 +1,132 @@
+"""The recurrence: the only loop over steps, through which every network of the table runs.
+
+    input_0     = context = stem(image)                                 (B, F, h, w)
+    input_t     = alpha_t * state_t + beta_t * feedback(logits_{t-1})   for t > 0
+    hidden_t    = core_t(input_t)              + input_t where residual (B, F, h, w)
+    logits_t    = head(hidden_t)                                        (B, K, h, w)
+    state_{t+1} = hidden_t, or fuse_t(concat(context, hidden_t)) where the context is copied
+
+Legend: B batch, S steps, K classes, F feature channels, H x W picture, h x w = ceil(H/scale) x ceil(W/scale).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trailseg.errors import OptionError
+from trailseg.networks.norms import Size
+
+
+class Recurrence(nn.Module):
+    """A stem, and a core applied again and again; every step gives a full prediction.
+
+    cores, fuses: step t uses the t-th, or the last where there are fewer; no fuses where no context is copied.
+    feedback: None only where there is never a second step.
+    gates: how many alphas and betas to learn, one for all steps or one for each step after the first.
+    max_steps: the most steps `forward` accepts; None for any number.
+    scale, multiple: of the stem, and what a padded picture's height and width must be divisible by.
+    bound_to: the padded (H, W) that size-bound norms tie the weights to; None where any size fits.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        *,
+        stem: nn.Module,
+        cores: Sequence[nn.Module],
+        head: nn.Module,
+        feedback: nn.Module | None,
+        fuses: Sequence[nn.Module],
+        residual: bool,
+        gates: int,
+        max_steps: int | None,
+        scale: int,
+        multiple: int,
+        bound_to: Size | None,
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.cores = nn.ModuleList(cores)
+        self.head = head
+        self.feedback = feedback
+        self.fuses = nn.ModuleList(fuses)
+        self.residual = residual
+        self.max_steps, self.scale, self.multiple, self.bound_to = max_steps, scale, multiple, bound_to
+        # alpha: 0 forgets the state, 1 passes it unchanged. beta: 0 hears nothing of the last prediction (and gives
+        # the feedback no gradient), 1 adds it at full strength.
+        self.alpha = nn.Parameter(torch.full((gates,), 1.0), requires_grad=gates > 0)
+        self.beta = nn.Parameter(torch.full((gates,), 0.1), requires_grad=gates > 0)
+        # Mean and standard deviation of the training pictures' channels; they travel with the weights.
+        self.register_buffer("mean", torch.full((3,), 0.5))
+        self.register_buffer("std", torch.full((3,), 0.25))
+
+    def forward(self, image: Tensor, steps: int) -> Tensor:
+        """Logits (B, S, K, h, w) of every step for image (B, 3, H, W), RGB in 0..1.
+
+        OptionError where `steps` or the picture's size does not suit these weights.
+        """
+        self.check_steps(steps)
+        height, width = image.shape[-2:]
+        context = self.stem(self.pad((image - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)))
+        state, logits, trail = context, None, []
+        for t in range(steps):
+            if logits is None:
+                x = context
+            else:
+                assert self.feedback is not None
+                x = _at(self.alpha, t - 1) * state + _at(self.beta, t - 1) * self.feedback(logits)
+            hidden = _at(self.cores, t)(x)
+            if self.residual:
+                hidden = hidden + x
+            logits = self.head(hidden)
+            trail.append(logits)
+            if t + 1 < steps:
+                state = _at(self.fuses, t)(torch.cat([context, hidden], 1)) if self.fuses else hidden
+        return torch.stack(trail, 1)[..., : -(-height // self.scale), : -(-width // self.scale)]
+
+    def up_to(self, steps: int) -> int:
+        """`steps`, or as many as these weights take."""
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def check_steps(self, steps: int) -> None:
+        """OptionError unless these weights can take `steps` steps."""
+        if steps < 1:
+            raise OptionError(f"steps={steps}: take at least one step")
+        if self.max_steps is not None and steps > self.max_steps:
+            raise OptionError(
+                f"steps={steps}: these weights were made for at most {self.max_steps}; "
+                "a network with one or two cores takes any number of steps"
+            )
+
+    def upsample(self, logits: Tensor, size: Size, to: Size) -> Tensor:
+        """Logits (S, K, *to) of logits (S, K, h, w) that `forward` gave for a picture of (H, W) = `size`, bilinearly.
+
+        `to` is the height and width of the picture before it was resized to `size`.
+        """
+        # The last row and column of features may reach beyond the picture; so does what is then cut off.
+        sides = zip(logits.shape[-2:], size, to, strict=True)
+        reach = [-(-features * self.scale * full // small) for features, small, full in sides]
+        return F.interpolate(logits, reach, mode="bilinear", align_corners=False)[..., : to[0], : to[1]]
+
+    def pad(self, image: Tensor) -> Tensor:
+        """Repeats the right and bottom edge until `multiple` divides height and width; OptionError on a bad size."""
+        height, width = image.shape[-2:]
+        down, right = -height % self.multiple, -width % self.multiple
+        padded = (height + down, width + right)
+        if self.bound_to is not None and padded != self.bound_to:
+            fits = [f"{side - self.multiple + 1} to {side}" for side in self.bound_to]
+            raise OptionError(
+                f"a picture of {height} x {width} (height x width) does not fit: this norm ties the weights to one "
+                f"size; fitting are heights of {fits[0]} and widths of {fits[1]}; resize it, or train with norm=group"
+            )
+        return F.pad(image, (0, right, 0, down), mode="replicate") if down or right else image
+
+
+def _at(items: Tensor | nn.ModuleList, t: int) -> Any:
+    """The t-th item, or the last where there are fewer."""
+    return items[min(t, len(items) - 1)]

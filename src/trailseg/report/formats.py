@@ -1,0 +1,154 @@
+"""The comparison table as text: cells, Markdown, CSV."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trailseg.report.logs import Run
+from trailseg.report.table import NONE, Row, Table
+
+READING = (
+    "Measured after the last validated epoch, never the best one, at full picture resolution unless a column says stem "
+    "scale. Several seeds: mean ± sample standard deviation. Growth: mIoU of the last step less that of the first."
+)
+
+
+def cells(row: Row, steps: int) -> dict[str, str]:
+    """The row as text by column title, for a table of `steps` steps."""
+    titles = ("cores", "context", "residual", "parameters (M)", "MACs per picture (G)", "epochs", "seeds")
+    miou = [stat.percent() for stat in row.miou] + [NONE] * (steps - len(row.miou))
+    return {
+        "network": row.name,
+        **dict(zip(titles, _facts(row) if row.runs else (NONE,) * len(titles), strict=True)),
+        "pixel accuracy %": row.accuracy.percent(),
+        **{f"mIoU % step {step}": text for step, text in enumerate(miou, start=1)},
+        "growth (points)": row.growth.percent("+") if row.growth else NONE,
+        "mIoU % at stem scale": row.stem_miou.percent() if row.stem_miou else NONE,
+    }
+
+
+def _facts(row: Row) -> tuple[str, ...]:
+    network = row.network
+    done = sorted({run.epochs_done for run in row.runs})
+    return (
+        str(network.cores),
+        network.context,
+        "yes" if network.residual else "no",
+        f"{network.parameters / 1e6:.2f}",
+        f"{row.macs / 1e9:.2f}",
+        f"{'–'.join(str(n) for n in (done if len(done) < 3 else (done[0], done[-1])))}/{row.runs[0].epochs_planned}",
+        ", ".join(str(run.seed) for run in row.runs),
+    )
+
+
+def to_markdown(tables: Sequence[Table], unfinished: Sequence[Run], title: str) -> str:
+    """The tables as one Markdown document."""
+    parts = [f"# {_escape(title)}", READING]
+    if len(tables) > 1:
+        parts.append(f"**{several(tables)}**")
+    for table in tables:
+        shown = [cells(row, table.steps) for row in (table.trivial, *table.rows)]
+        lines = [list(shown[0]), ["---"] + ["---:"] * (len(shown[0]) - 1), *(list(row.values()) for row in shown)]
+        parts += [f"## {_escape(table.heading)}", _escape(summary(table))]
+        parts.append("\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines))
+        parts.append("\n".join(f"- {_escape(note)}" for note in table.notes))
+    parts.append("\n".join(f"- {_escape(unfinished_note(run))}" for run in unfinished))
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def summary(table: Table) -> str:
+    """What the table says, in a few sentences."""
+    best, *others = table.ranked
+    trail = ", ".join(f"{100 * stat.mean:.1f}" for stat in best.miou)
+    seeds = f" (mean ± standard deviation of {len(best.runs)} seeds)" if len(best.runs) > 1 else ""
+    text = (
+        f"Of {len(table.rows)} network{'s' * (len(table.rows) > 1)}, {best.name} is the most accurate: "
+        f"{best.miou[-1].percent()} % mIoU{seeds}, where {table.trivial.name} would score "
+        f"{table.trivial.miou[-1].percent()} %."
+    )
+    if best.growth:
+        text += f" Its steps score {trail} %, a growth of {best.growth.percent('+')} points."
+    grown = [row.growth.mean for row in table.rows if row.growth]
+    if len(grown) > 1:
+        better = sum(growth > 0 for growth in grown)
+        text += (
+            f" {better} of the {len(grown)} networks with several steps improve from the first step to the last; "
+            f"the mean growth of all is {100 * np.mean(grown):+.1f} points."
+        )
+    return text + _caution(best, others)
+
+
+def _caution(best: Row, others: Sequence[Row]) -> str:
+    """What the seeds do not allow to say about who is first."""
+    if not others:
+        return ""
+    first = best.miou[-1]
+    if first.sd is None or any(row.miou[-1].sd is None for row in others):
+        return " Rows with one seed have no known spread: a small lead may be the seed's, not the network's."
+    near = [row.name for row in others if first.mean - row.miou[-1].mean < np.hypot(first.sd, row.miou[-1].sd or 0)]
+    if near:
+        return (
+            f" The seeds do not tell it from {', '.join(near)}: the lead is within the spread of two runs' difference."
+        )
+    return " Its lead over every other row is above the spread of two runs' difference."
+
+
+def several(tables: Sequence[Table]) -> str:
+    """The warning that a study with several tables needs."""
+    return (
+        f"These runs were measured on {len(tables)} different validation sets (data, classes, split or truth differ): "
+        "compare figures within a table only."
+    )
+
+
+def unfinished_note(run: Run) -> str:
+    """The line for a run that no table can hold yet."""
+    return (
+        f"Unfinished: {run.name}, seed {run.seed}: {run.epochs_done} of {run.epochs_planned} epochs, not yet validated."
+    )
+
+
+def _escape(text: str) -> str:
+    """`text` as plain words of one Markdown cell."""
+    return re.sub(r"([\\`*_\[\]<>|&#])", r"\\\1", " ".join(text.split()))
+
+
+def to_csv(tables: Sequence[Table]) -> str:
+    """Raw numbers, one line per row of each table; measures are fractions 0..1, sd is empty with one seed."""
+    lines = [_raw(table, row) for table in tables for row in (table.trivial, *table.rows)]
+    columns = max((list(line) for line in lines), key=len)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _raw(table: Table, row: Row) -> dict[str, Any]:
+    facts = row.network if row.runs else None
+    measured = {
+        "pixel_accuracy": row.accuracy,
+        "growth": row.growth,
+        "miou_stem_scale": row.stem_miou,
+        **{f"miou_step_{i + 1}": row.miou[i] if i < len(row.miou) else None for i in range(table.steps)},
+    }
+    return {
+        "data": table.heading,
+        "network": row.name,
+        "cores": facts.cores if facts else "",
+        "context": facts.context if facts else "",
+        "residual": facts.residual if facts else "",
+        "parameters": facts.parameters if facts else "",
+        "macs_per_picture": row.macs if facts else "",
+        "epochs_done": min((run.epochs_done for run in row.runs), default=""),
+        "epochs_planned": row.runs[0].epochs_planned if row.runs else "",
+        "seeds": " ".join(str(run.seed) for run in row.runs),
+    } | {
+        f"{name}_{part}": "" if value is None or np.isnan(value) else value
+        for name, stat in measured.items()
+        for part, value in (("mean", stat.mean if stat else None), ("sd", stat.sd if stat else None))
+    }

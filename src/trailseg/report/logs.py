@@ -1,0 +1,184 @@
+"""Reading run directories: config.yaml and log.jsonl into frozen values.
+
+Legend: S steps, K classes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from trailseg.errors import FileError
+from trailseg.labels import RGB
+from trailseg.metrics import measures
+
+
+@dataclass(frozen=True)
+class Network:
+    """What was trained, and what it costs."""
+
+    cores: int | str
+    """1, 2 or "S" (one per step)."""
+    context: str
+    residual: bool
+    parameters: int
+    macs_stem: int
+    """Multiply-accumulates per picture, once."""
+    macs_step: int
+    """Multiply-accumulates per picture and step."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run was trained and validated on."""
+
+    name: str
+    fingerprint: str
+    classes: tuple[str, ...]
+    """K names in the order of the class ids."""
+    colours: tuple[RGB, ...]
+    """K display colours, 0-255."""
+    train: int
+    """Training pictures."""
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """The measurement after one epoch."""
+
+    epoch: int
+    split: str
+    images: int
+    ignored_pixels: int
+    confusion: np.ndarray
+    """(S, K, K) int64, full resolution, rows truth, columns prediction."""
+    stem_miou: tuple[float, ...]
+    """mIoU 0..1 of each step at the stem's resolution; NaN without a scored pixel."""
+
+    @property
+    def truth(self) -> tuple[int, ...]:
+        """Scored pixels of each class."""
+        return tuple(int(n) for n in self.confusion[0].sum(1))
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One trained network."""
+
+    path: Path
+    name: str
+    seed: int
+    epochs_planned: int
+    options: Mapping[str, Any]
+    """All settings, seed and epochs among them."""
+    network: Network
+    data: Data
+    versions: Mapping[str, str]
+    losses: tuple[tuple[int, float], ...]
+    """(epoch, training loss) of every epoch done."""
+    validations: tuple[Validation, ...]
+    """Those that scored a pixel."""
+
+    @property
+    def epochs_done(self) -> int:
+        return self.losses[-1][0] if self.losses else 0
+
+    @property
+    def last(self) -> Validation:
+        """The last validated epoch, the only one compared: choosing the best by the same split would flatter."""
+        return self.validations[-1]
+
+    @cached_property
+    def miou(self) -> np.ndarray:
+        """mIoU 0..1 (validated epochs, S)."""
+        values = [[measures(step, self.data.classes)["miou"] for step in v.confusion] for v in self.validations]
+        return np.array(values, float)
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """The run that `folder` is, or else all runs below it by path; FileError if there is none."""
+    if not folder.is_dir():
+        raise FileError(folder, "is not a folder", "name a run or a folder of runs")
+    found = [folder] if _is_run(folder) else sorted(path.parent for path in folder.rglob("config.yaml"))
+    runs = [_read(path) for path in found if _is_run(path)]
+    if not runs:
+        raise FileError(
+            folder, "holds no run (config.yaml with log.jsonl)", "train one into it, or name another folder"
+        )
+    return runs
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (folder / "log.jsonl").is_file()
+
+
+def _read(folder: Path) -> Run:
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+        network, data = config["network"], config["data"]
+        run = Run(
+            path=folder,
+            name=str(config["name"]),
+            seed=int(config["options"]["seed"]),
+            epochs_planned=int(config["options"]["epochs"]),
+            options=config["options"],
+            network=Network(**{name: network[name] for name in Network.__dataclass_fields__}),
+            data=Data(
+                name=str(data["name"]),
+                fingerprint=str(data["fingerprint"]),
+                classes=tuple(map(str, data["classes"])),
+                colours=tuple((int(r), int(g), int(b)) for r, g, b in data["colours"]),
+                train=int(data["train"]),
+            ),
+            versions={str(name): str(version) for name, version in config["versions"].items()},
+            losses=(),
+            validations=(),
+        )
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = f"is not the configuration of a run ({type(error).__name__}: {error})"
+        raise FileError(folder / "config.yaml", problem, "restore the file, or train the run again") from error
+    return _with_log(run)
+
+
+def _with_log(run: Run) -> Run:
+    """`run` with what its log holds."""
+    path = run.path / "log.jsonl"
+    lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+    epochs: list[dict[str, Any]] = []
+    try:
+        for number, line in enumerate(lines, start=1):
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                if number == len(lines):
+                    break  # the process was killed while it wrote this line
+                raise
+            while epochs and epochs[-1]["epoch"] >= entry["epoch"]:
+                epochs.pop()  # written before the run was resumed from an earlier checkpoint
+            epochs.append(entry)
+        losses = tuple((int(e["epoch"]), float("nan" if e["loss"] is None else e["loss"])) for e in epochs)
+        measured = [_validation(e["epoch"], e["val"], len(run.data.classes)) for e in epochs if e["val"]]
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"is not the log of a run ({type(error).__name__}: {error})"
+        raise FileError(path, problem, "restore the file, or train the run again") from error
+    return replace(run, losses=losses, validations=tuple(v for v in measured if v.confusion.any()))
+
+
+def _validation(epoch: int, val: dict[str, Any], classes: int) -> Validation:
+    confusion = np.array(val["confusion"], np.int64)
+    if confusion.shape[1:] != (classes, classes):
+        raise ValueError(f"epoch {epoch} has a confusion of shape {confusion.shape} for {classes} classes")
+    stem = (step["miou"] for step in val["at_stem_scale"]["steps"])
+    return Validation(
+        epoch=int(epoch),
+        split=str(val["split"]),
+        images=int(val["images"]),
+        ignored_pixels=int(val["ignored_pixels"]),
+        confusion=confusion,
+        stem_miou=tuple(float("nan" if value is None else value) for value in stem),
+    )

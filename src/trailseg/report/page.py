@@ -1,0 +1,71 @@
+"""The page of a study: one HTML file that holds everything and asks the network for nothing."""
+
+import json
+import shlex
+from base64 import b64encode
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from trailseg.report.formats import READING, cells, several, summary, unfinished_note
+from trailseg.report.logs import Run
+from trailseg.report.plots import Plot
+from trailseg.report.table import Row, Table, settings
+
+
+def render(
+    folder: Path, title: str, tables: Sequence[Table], plots: Sequence[Sequence[Plot]], unfinished: Sequence[Run]
+) -> str:
+    """The page of `tables`, each with its plots."""
+    environment = Environment(
+        loader=PackageLoader("trailseg.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    rows = [row for table in tables for row in table.rows]
+    runs = [run for row in rows for run in row.runs]
+    common, differing = settings(runs)
+    return environment.get_template("page.html.jinja").render(
+        title=title,
+        reading=READING,
+        warning=several(tables) if len(tables) > 1 else None,
+        sections=[_section(table, group) for table, group in zip(tables, plots, strict=True)],
+        unfinished=[unfinished_note(run) for run in unfinished],
+        common={name: _text(value) for name, value in common.items()},
+        differing=differing,
+        rows=[(row.name, [_values(row.runs, name) for name in differing]) for row in rows],
+        versions={name: ", ".join(sorted({run.versions.get(name, "?") for run in runs})) for name in runs[0].versions},
+        command=f"trailseg report {shlex.quote(str(folder))}",
+    )
+
+
+def _section(table: Table, plots: Sequence[Plot]) -> dict[str, Any]:
+    classes = zip(table.data.classes, table.data.colours, strict=True)
+    return {
+        "table": table,
+        "summary": summary(table),
+        "cells": [cells(row, table.steps) for row in (table.trivial, *table.rows)],
+        "best": table.ranked[0].name,
+        "plots": [(plot, _embed(plot.path)) for plot in plots],
+        "pictures": [(row.name, picture) for row in table.ranked if (picture := _picture(row))],
+        "colours": [(name, "#{:02x}{:02x}{:02x}".format(*rgb)) for name, rgb in classes],
+    }
+
+
+def _picture(row: Row) -> str | None:
+    """The example pictures of the first seed that has some."""
+    paths = (run.path / "plots" / "pictures.png" for run in row.runs)
+    return next((_embed(path) for path in paths if path.is_file()), None)
+
+
+def _embed(path: Path) -> str:
+    return f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"
+
+
+def _values(runs: Sequence[Run], name: str) -> str:
+    """The values of an option among `runs`, each once."""
+    return ", ".join(dict.fromkeys(_text(run.options[name]) if name in run.options else "–" for run in runs))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

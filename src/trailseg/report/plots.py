@@ -1,0 +1,318 @@
+"""The plots of a study: one function each, from a table to a figure, and the one that writes them all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Bbox
+
+from trailseg.report.table import Row, Table
+from trailseg.report.writing import write
+
+STYLE: dict[Any, Any] = {
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a8a8a",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8e8e8",
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.labelsize": 10,
+    "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # a name may hold a dollar sign
+}
+# Okabe and Ito's colours, told apart by all readers.
+FAMILIES = {"iterative": ("#0072b2", "o"), "hourglass": ("#d55e00", "s"), "single": ("#333333", "D")}
+RESIDUAL = {True: ("#0072b2", "residual"), False: ("#e69f00", "no residual")}
+MARKERS = "osv^DP"  # of the contexts of a table, in their order
+
+End = tuple[float, float, str, Any]  # x, y, name and colour of a line's last point
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot that was written."""
+
+    path: Path
+    title: str
+    caption: str
+
+
+def draw(table: Table, folder: Path, number: int = 1) -> list[Plot]:
+    """Write all plots of `table` into `folder`; from the second table on, their names end in its number."""
+    table = _shortened(table)
+    plots = []
+    with matplotlib.rc_context(STYLE):
+        for name, (figure, title, caption) in PLOTS.items():
+            image = BytesIO()
+            figure(table).savefig(image, format="png", dpi=150)
+            path = folder / f"{name}{f'-{number}' if number > 1 else ''}.png"
+            plots.append(Plot(write(path, image.getvalue()), title, caption))
+    return plots
+
+
+def _shortened(table: Table) -> Table:
+    """`table` with names that fit beside a plot."""
+
+    def short(name: str) -> str:
+        return name if len(name) < 30 else f"{name[:28]}…"
+
+    data = replace(table.data, classes=tuple(map(short, table.data.classes)))
+    return replace(table, data=data, rows=tuple(replace(row, name=short(row.name)) for row in table.rows))
+
+
+def _refinement(table: Table) -> Figure:
+    refining = [row for row in table.rows if row.family != "single"] or list(table.rows)
+    markers = dict(zip(sorted({row.network.context for row in refining}), MARKERS, strict=False))
+    figure, panels = _family_panels(refining)
+    ends: list[list[End]] = []
+    for axes, rows in panels:
+        for row in rows:
+            values = [100 * miou.mean for miou in row.miou]
+            colour, marker = RESIDUAL[row.network.residual][0], markers.get(row.network.context, "x")
+            axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, markersize=5)
+        for row in table.rows:
+            if row.family == "single" and row not in rows:
+                level = 100 * row.miou[0].mean
+                axes.axhline(level, color="#555555", linestyle=(0, (4, 3)), linewidth=1)
+                axes.annotate(row.name, (1, level), (0, 3), textcoords="offset points", fontsize=8.5)
+        axes.set_xticks(range(1, table.steps + 1))
+        axes.set_xlabel("step")
+        ends.append([(len(r.miou), 100 * r.miou[-1].mean, r.name, RESIDUAL[r.network.residual][0]) for r in rows])
+    panels[0][0].set_ylabel("mIoU, %")
+    for colour, name in RESIDUAL.values():
+        panels[0][0].plot([], [], color=colour, label=name)
+    for context, marker in markers.items():
+        panels[0][0].plot([], [], color="#777777", marker=marker, linestyle="", label=f"context: {context}")
+    figure.legend(loc="outside upper left", ncols=5)
+    _label_ends(figure, [axes for axes, _ in panels], ends)
+    return figure
+
+
+def _accuracy_against_parameters(table: Table) -> Figure:
+    figure = Figure(figsize=(10, 5.2))
+    axes = figure.subplots()
+    labels = []
+    for family, (colour, marker) in FAMILIES.items():
+        for i, row in enumerate(row for row in table.rows if row.family == family):
+            x, y, sd = row.network.parameters / 1e6, 100 * row.miou[-1].mean, 100 * (row.miou[-1].sd or 0)
+            axes.errorbar(x, y, sd or None, color=colour, marker=marker, markersize=7, elinewidth=0.8, capsize=2.5)
+            if i == 0:
+                axes.plot([], [], color=colour, marker=marker, markersize=7, linestyle="", label=family)
+            line = {"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 4}
+            style: dict[str, Any] = {"color": colour, "fontsize": 8.5, "va": "bottom", "arrowprops": line}
+            labels.append(axes.annotate(row.name, (x, y), (0, 0), textcoords="offset points", **style))
+    axes.set_xscale("log")
+    axes.margins(x=0.22, y=0.12)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("parameters, million (logarithmic)")
+    axes.set_ylabel("mIoU of the last step, %")
+    figure.legend(loc="outside upper left", ncols=3)
+    _place_apart(figure, labels)
+    return figure
+
+
+def _miou_per_step(table: Table) -> Figure:
+    columns = min(5, len(table.rows))
+    lines = -(-len(table.rows) // columns)
+    figure = Figure(figsize=(max(2.25 * columns, 5), 0.5 + max(2.0 * lines, 2.6)))
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    ends = []
+    for axes, row in zip(panels.flat, table.rows, strict=False):
+        shades = matplotlib.colormaps["Blues"](np.linspace(0.45, 1, len(row.miou)))
+        _training_panel(axes, row, shades)
+        end = max(run.last.epoch for run in row.runs)
+        ends.append([(end, 100 * row.miou[i].mean, str(i + 1), shade) for i, shade in enumerate(shades)])
+    for i in range(len(table.rows), lines * columns):
+        panels[-1, i % columns].set_axis_off()
+        panels[-2, i % columns].tick_params(labelbottom=True)
+    figure.supxlabel("epoch")
+    figure.supylabel("mIoU, %")
+    _label_ends(figure, list(panels.flat), ends)
+    return figure
+
+
+def _training_panel(axes: Axes, row: Row, shades: np.ndarray) -> None:
+    """mIoU of each step over the epochs: a thin line for each seed, and their mean where all are validated."""
+    axes.set_title(row.name)
+    curves = [dict(zip((v.epoch for v in run.validations), 100 * run.miou, strict=True)) for run in row.runs]
+    shared = sorted(set.intersection(*map(set, curves)))
+    for step, shade in enumerate(shades):
+        for curve in curves:
+            axes.plot(list(curve), [miou[step] for miou in curve.values()], color=shade, linewidth=0.7, alpha=0.4)
+        mean = [np.mean([curve[epoch][step] for curve in curves]) for epoch in shared]
+        axes.plot(shared, mean, color=shade, linewidth=1.6, marker="." if len(shared) == 1 else "")
+
+
+def _iou_per_class(table: Table) -> Figure:
+    names = [*table.data.classes, "mIoU"]
+    figure = Figure(figsize=(max(2.2 + 0.68 * len(names), 5), 1.9 + 0.36 * len(table.rows)))
+    axes = figure.subplots()
+    _heat_map(axes, 100 * np.array([[*row.iou, row.miou[-1].mean] for row in table.rows]), names)
+    axes.set_yticks(range(len(table.rows)), [row.name for row in table.rows])
+    axes.axvline(len(names) - 1.5, color="white", linewidth=5)
+    return figure
+
+
+def _confusion(table: Table) -> Figure:
+    best, names = table.ranked[0], table.data.classes
+    steps = sorted({1, len(best.miou)})
+    side = max(0.42 * len(names), 2.5)
+    figure = Figure(figsize=(len(steps) * (side + 0.4) + 1.4, side + 1.7))
+    panels = figure.subplots(1, len(steps), sharey=True, squeeze=False)[0]
+    for axes, step in zip(panels, steps, strict=True):
+        counts = best.confusion[step - 1]
+        pixels = counts.sum(1, keepdims=True)
+        _heat_map(axes, 100 * counts / np.where(pixels, pixels, np.nan), names)
+        axes.set_title(f"{best.name}, step {step} of {len(best.miou)}")
+        axes.set_xlabel("predicted")
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylabel("truth")
+    return figure
+
+
+def _loss(table: Table) -> Figure:
+    figure, panels = _family_panels(table.rows)
+    ends: list[list[End]] = []
+    for axes, rows in panels:
+        ends.append([])
+        for row, colour in zip(rows, matplotlib.colormaps["viridis"](np.linspace(0, 0.78, len(rows))), strict=True):
+            for run in row.runs:
+                axes.plot(
+                    *zip(*run.losses, strict=True), color=colour, linewidth=1, marker="" if run.losses[1:] else "."
+                )
+            if np.isfinite(row.runs[0].losses[-1][1]):
+                ends[-1].append((*row.runs[0].losses[-1], row.name, colour))
+        axes.set_xlabel("epoch")
+    panels[0][0].set_ylabel("training loss")
+    _label_ends(figure, [axes for axes, _ in panels], ends)
+    return figure
+
+
+PLOTS: dict[str, tuple[Callable[[Table], Figure], str, str]] = {
+    "refinement": (
+        _refinement,
+        "What refinement brings",
+        "mIoU after each step at the last validated epoch, mean over the seeds; dashed: a network of one step.",
+    ),
+    "accuracy_against_parameters": (
+        _accuracy_against_parameters,
+        "Accuracy against size",
+        "mIoU of the last step against parameters; whiskers are one standard deviation over the seeds.",
+    ),
+    "miou_per_step": (
+        _miou_per_step,
+        "mIoU of each step while training",
+        "One panel a network: the darker the line, the later the step, numbered at its end; thin: single seeds.",
+    ),
+    "iou_per_class": (
+        _iou_per_class,
+        "IoU of each class",
+        "IoU in percent of the last step, mean over the seeds; a dash is an absent class, a blank is below 0.5 %.",
+    ),
+    "confusion": (
+        _confusion,
+        "Where the most accurate network errs",
+        "Percent of each true class's pixels by predicted class, all seeds together; a blank is below 0.5 %.",
+    ),
+    "loss": (
+        _loss,
+        "Training loss",
+        "Mean over the steps, one line a seed; compare only networks that were trained with the same steps.",
+    ),
+}
+
+
+def _family_panels(rows: Sequence[Row]) -> tuple[Figure, list[tuple[Axes, list[Row]]]]:
+    """Hourglasses and the other rows in panels side by side on one scale, each titled by its families."""
+    groups = [[row for row in rows if (row.family == "hourglass") == hourglass] for hourglass in (False, True)]
+    groups = [group for group in groups if group]
+    figure = Figure(figsize=(10.8 if len(groups) > 1 else 7, 4.6))
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, group in zip(panels, groups, strict=True):
+        axes.set_title(" and ".join(dict.fromkeys(row.family for row in group)))
+    return figure, list(zip(panels, groups, strict=True))
+
+
+def _heat_map(axes: Axes, percent: np.ndarray, columns: Sequence[str]) -> None:
+    """Cells of 0..100 with their numbers; NaN is a dash."""
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axes.grid(False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
+    for (y, x), value in np.ndenumerate(percent):
+        text = "–" if np.isnan(value) else f"{value:.0f}"
+        if text != "0":
+            axes.text(x, y, text, ha="center", va="center", fontsize=8.5, color="white" if value > 55 else "#333333")
+
+
+def _label_ends(figure: Figure, panels: Sequence[Axes], ends: Sequence[Sequence[End]]) -> None:
+    """Name the lines of each panel at its right, moved apart where the names would touch."""
+    figure.draw_without_rendering()  # settles the height of a panel, from which follows how far apart names must be
+    for axes, unsorted in zip(panels, ends, strict=False):
+        low, high = axes.get_ylim()
+        height = axes.get_position().height * figure.get_figheight() * 72
+        named = sorted(unsorted, key=lambda end: end[1])
+        places = spread([end[1] for end in named], (high - low) * 10 / height)
+        for (x, y, name, colour), place in zip(named, places, strict=True):
+            line = {
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.4,
+                "shrinkA": 1,
+                "shrinkB": 2,
+                "relpos": (0, 0.5),
+            }
+            style: dict[str, Any] = {"color": colour, "fontsize": 8.5, "va": "center", "arrowprops": line}
+            style |= {"textcoords": axes.get_yaxis_transform(), "annotation_clip": False}
+            axes.annotate(name, (x, y), (1.04, place), **style)
+        axes.set_ylim(low, high)
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """The ascending places nearest to the ascending `values` that are at least `gap` apart.
+
+    >>> spread([1.0, 1.0, 5.0], 2.0)
+    [0.0, 2.0, 5.0]
+    """
+    blocks: list[list[float]] = []
+    for i, value in enumerate(values):
+        blocks.append([value - i * gap])
+        while len(blocks) > 1 and np.mean(blocks[-2]) >= np.mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    places = [float(np.mean(block)) for block in blocks for _ in block]
+    return [place + i * gap for i, place in enumerate(places)]
+
+
+def _place_apart(figure: Figure, labels: Sequence[Annotation]) -> None:
+    """Move each label to the nearest place around its point that covers no other label and no point."""
+    figure.draw_without_rendering()
+    points = [np.array(label.get_window_extent().min) for label in labels]  # every label begins at its point, still
+    angles = np.radians([0, 180, 30, -30, 150, -150, 60, -60, 120, -120])
+    taken = [Bbox.from_extents(*(point - 5), *(point + 5)) for point in points]
+    for label, point in zip(labels, points, strict=True):
+        size = np.array(label.get_window_extent().size) + 4
+        for radius, angle in ((r, a) for r in range(10, 200, 6) for a in angles):
+            way = np.array([np.cos(angle), np.sin(angle)])
+            corner = point + radius * way - size * [way[0] < 0, 0.5]
+            box = Bbox.from_bounds(*corner, *size)
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
+        label.set_position(tuple((corner + 2 - point) * 72 / figure.dpi))

@@ -1,0 +1,197 @@
+"""The comparison table of a study: rows of networks, each with its seeds summed up.
+
+All figures are those of the last validated epoch. Legend: S steps, K classes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from trailseg.metrics import measures, trivial_confusion
+from trailseg.report.logs import Data, Network, Run, Validation
+
+ORDER = (
+    *(f"iterative-v{i}" for i in range(1, 7)),
+    *("hourglass", "hourglass-iter", "hourglass-iter-ex"),
+    *("res-hourglass", "res-hourglass-iter", "res-hourglass-iter-ex", "single"),
+)
+"""The rows that come first, in this order; any other name follows by the alphabet."""
+
+PLACES = ("out", "resume")  # options that say where a run lies, not what it is
+NONE = "–"  # what a cell shows that has no value
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A measure over the seeds of a row."""
+
+    mean: float
+    sd: float | None
+    """Sample standard deviation (n - 1); None with one seed."""
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> "Stat":
+        numbers = np.array(list(values), float)
+        return cls(float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else None)
+
+    def percent(self, sign: str = "") -> str:
+        """'63.4' or '63.4 ± 1.2', in percent."""
+        if np.isnan(self.mean):
+            return NONE
+        return f"{100 * self.mean:{sign}.1f}" + (f" ± {100 * self.sd:.1f}" if self.sd is not None else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One network: its runs differ in nothing but the seed. All measures are 0..1."""
+
+    name: str
+    runs: tuple[Run, ...]
+    """Empty for the trivial answer."""
+    accuracy: Stat
+    """Pixel accuracy of the last step."""
+    miou: tuple[Stat, ...]
+    """mIoU of each of the S steps."""
+    growth: Stat | None
+    """mIoU of the last step less that of the first, run by run; None with one step."""
+    stem_miou: Stat | None
+    """mIoU of the last step at the stem's resolution."""
+    iou: tuple[float, ...]
+    """IoU of the K classes at the last step, mean over the seeds; NaN for an absent class."""
+
+    @property
+    def network(self) -> Network:
+        return self.runs[0].network
+
+    @property
+    def family(self) -> str:
+        """'single', 'iterative' or 'hourglass', by the values of the network."""
+        if len(self.miou) == 1:
+            return "single"
+        return "hourglass" if self.network.cores == "S" else "iterative"
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per picture, all steps."""
+        return self.network.macs_stem + len(self.miou) * self.network.macs_step
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(S, K, K) over all seeds."""
+        return np.array([run.last.confusion for run in self.runs]).sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The rows measured on one and the same validation set, and so comparable."""
+
+    data: Data
+    validation: Validation
+    """Of any run: its split, pictures and truth are those of all."""
+    trivial: Row
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    """What a reader must know before trusting a row."""
+
+    @property
+    def steps(self) -> int:
+        return max(len(row.miou) for row in self.rows)
+
+    @property
+    def heading(self) -> str:
+        v = self.validation
+        return (
+            f"{self.data.name}, {v.split}: {v.images:,} pictures, {len(self.data.classes)} classes, "
+            f"{sum(v.truth):,} scored pixels, {self.data.fingerprint[:19]}"
+        )
+
+    @property
+    def ranked(self) -> list[Row]:
+        """The rows by mIoU of the last step, best first."""
+        return sorted(self.rows, key=lambda row: -row.miou[-1].mean)
+
+
+def build_tables(runs: Sequence[Run]) -> list[Table]:
+    """A table for each validation set among `runs`, which all have a validated epoch."""
+    sets: dict[Any, dict[tuple[str, int], list[Run]]] = {}
+    for run in runs:
+        v = run.last
+        key = (run.data.name, run.data.fingerprint, run.data.classes, v.split, v.images, v.truth)
+        sets.setdefault(key, {}).setdefault((run.name, len(v.confusion)), []).append(run)
+    return [_table(rows) for rows in sets.values()]
+
+
+def _table(groups: dict[tuple[str, int], list[Run]]) -> Table:
+    names = [name for name, _ in groups]
+    rows = [
+        _row(name if names.count(name) == 1 else f"{name}, {steps} steps", group)
+        for (name, steps), group in sorted(groups.items(), key=lambda item: _place(*item[0]))
+    ]
+    first = rows[0].runs[0]
+    trivial = measures(trivial_confusion(first.last.confusion[0]), first.data.classes)
+    commonest = first.data.classes[int(np.argmax(first.last.truth))]
+    answer = Row(
+        name=f"always {commonest}",
+        runs=(),
+        accuracy=Stat.of([trivial["pixel_accuracy"]]),
+        miou=(Stat.of([trivial["miou"]]),) * max(len(row.miou) for row in rows),
+        growth=None,
+        stem_miou=None,
+        iou=_numbers(trivial["iou"].values()),
+    )
+    return Table(first.data, first.last, answer, tuple(rows), tuple(chain.from_iterable(map(_notes, rows))))
+
+
+def _place(name: str, steps: int) -> tuple[int, str, int]:
+    return ORDER.index(name) if name in ORDER else len(ORDER), name, steps
+
+
+def _row(name: str, runs: list[Run]) -> Row:
+    runs = sorted(runs, key=lambda run: run.seed)
+    last = [measures(run.last.confusion[-1], run.data.classes) for run in runs]
+    miou = np.array([run.miou[-1] for run in runs])  # (runs, S)
+    iou = np.array([_numbers(m["iou"].values()) for m in last])  # (runs, K)
+    present = ~np.isnan(iou)
+    mean_iou = np.nansum(iou, 0) / np.where(present.any(0), present.sum(0), np.nan)
+    return Row(
+        name=name,
+        runs=tuple(runs),
+        accuracy=Stat.of(m["pixel_accuracy"] for m in last),
+        miou=tuple(Stat.of(step) for step in miou.T),
+        growth=Stat.of(miou[:, -1] - miou[:, 0]) if miou.shape[1] > 1 else None,
+        stem_miou=Stat.of(run.last.stem_miou[-1] for run in runs),
+        iou=tuple(map(float, mean_iou)),
+    )
+
+
+def _numbers(values: Iterable[float | None]) -> tuple[float, ...]:
+    return tuple(float("nan") if value is None else value for value in values)
+
+
+def _notes(row: Row) -> Iterable[str]:
+    for run in row.runs:
+        if run.last.epoch < run.epochs_planned:
+            yield (
+                f"{row.name}, seed {run.seed}: {run.epochs_done} of {run.epochs_planned} epochs done, "
+                f"measured after epoch {run.last.epoch}."
+            )
+    differing = [name for name in settings(row.runs)[1] if name != "seed"]
+    if differing:
+        yield f"{row.name}: its runs differ in more than the seed ({', '.join(differing)}), so it is not one network."
+    if len({run.seed for run in row.runs}) < len(row.runs):
+        yield f"{row.name}: two runs have the same seed, so its spread is too small."
+
+
+def settings(runs: Sequence[Run]) -> tuple[dict[str, Any], list[str]]:
+    """The options that all `runs` share, and the names of those that differ; not where a run was written."""
+    names = [name for name in dict.fromkeys(chain.from_iterable(run.options for run in runs)) if name not in PLACES]
+    first = runs[0].options
+    common = {
+        name: first[name]
+        for name in names
+        if name in first and all(name in run.options and run.options[name] == first[name] for run in runs)
+    }
+    return common, [name for name in names if name not in common]

@@ -1,0 +1,25 @@
+"""Writing files so that nobody ever sees half of one."""
+
+import os
+from pathlib import Path
+
+from trailseg.errors import FileError
+
+
+def write_whole(path: Path, content: bytes | str) -> Path:
+    """Writes beside `path`, flushes to the disk and renames: a reader sees the old content or all of the new.
+
+    Folders are made as needed. FileError where that fails; the old content is then still there.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise FileError(path, f"cannot be written ({error.strerror})", "make room or give permission there") from None
+    return path

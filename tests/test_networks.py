@@ -1,0 +1,228 @@
+"""The contract of every row, the longhand references, and the equalities that the structure implies."""
+
+import longhand
+import pytest
+import torch
+
+from trailseg.errors import OptionError
+from trailseg.networks.build import build
+from trailseg.networks.cores import CORES
+from trailseg.networks.cost import cost
+from trailseg.networks.norms import NORMS, SIZE_BOUND
+from trailseg.networks.stems import STEMS
+from trailseg.networks.table import NAMED, ROWS
+
+SMALL = {
+    "stem": "x2", "core": "resunet", "norm": "group", "channels": 8, "depth": 2, "growth": 1.5, "steps": 3,
+    "classes": 5, "size": (16, 24),
+}  # fmt: skip
+SIZE_FREE = [norm for norm in NORMS if norm not in SIZE_BOUND]
+
+
+def make(network="iterative-v6", **options):
+    torch.manual_seed(0)
+    return build(network=network, **(SMALL | options))
+
+
+def picture(*shape, seed=1, dtype=torch.float32):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def steps_of(network):
+    return network.max_steps or 3
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_gives_logits_for_every_step_and_gradients_to_every_weight(name):
+    network = make(name)
+    steps = steps_of(network)
+    logits = network(picture(2, 3, 16, 24), steps)
+    assert logits.shape == (2, steps, 5, 8, 12)
+    logits.square().sum().backward()
+    blind = [n for n, p in network.named_parameters() if p.requires_grad and not (p.grad is not None and p.grad.any())]
+    assert blind == []
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_output_depends_on_the_image_at_initialisation(name):
+    network = make(name)
+    steps = steps_of(network)
+    one, other = (network(picture(1, 3, 16, 24, seed=seed), steps)[0] for seed in (1, 2))
+    for step in range(steps):
+        scale = one[step].std()
+        assert (one[step] - other[step]).abs().max() > 0.01 * scale
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("size", [(16, 24), (17, 31), (5, 7), (40, 9)])
+def test_any_size_is_padded_and_cropped_back(name, size):
+    network = make(name).eval()
+    logits = network(picture(1, 3, *size), 1)
+    assert logits.shape[-2:] == (-(-size[0] // 2), -(-size[1] // 2))
+    whole = network.upsample(logits[0], size, (33, 50))
+    assert whole.shape == (1, 5, 33, 50)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_recurrence_equals_the_one_written_out_longhand(name):
+    network = make(name).double()
+    with torch.no_grad():  # gates away from their first values, so that a swapped pair shows
+        network.alpha.copy_(torch.linspace(0.7, 1.2, len(network.alpha)))
+        network.beta.copy_(torch.linspace(0.3, 0.8, len(network.beta)))
+    image = picture(2, 3, 16, 24, dtype=torch.float64)
+    expected = getattr(longhand, name.replace("-", "_"))(network, image)
+    assert torch.equal(network(image, 3), torch.stack(expected, 1))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_fewer_steps_are_the_first_of_more(name):
+    network = make(name)
+    steps = steps_of(network)
+    trail = network(picture(1, 3, 16, 24), steps)
+    for k in range(1, steps + 1):
+        assert torch.equal(network(picture(1, 3, 16, 24), k), trail[:, :k])
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.cores in (1, 2) and name != "single"])
+def test_one_or_two_cores_take_any_number_of_steps(name):
+    network = make(name)
+    trail = network(picture(1, 3, 16, 24), 8)
+    assert trail.shape[1] == 8
+    assert trail.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["hourglass", "res-hourglass-iter-ex", "single"])
+def test_more_steps_than_cores_are_refused(name):
+    network = make(name)
+    with pytest.raises(OptionError, match=f"at most {network.max_steps}"):
+        network(picture(1, 3, 16, 24), network.max_steps + 1)
+    with pytest.raises(OptionError, match="at least one"):
+        network(picture(1, 3, 16, 24), 0)
+
+
+@pytest.mark.parametrize(
+    ("many", "one"),
+    [
+        ("hourglass", "1-none"),
+        ("hourglass-iter", "iterative-v2"),
+        ("hourglass-iter-ex", "iterative-v2"),
+        ("res-hourglass", "iterative-v6"),
+        ("res-hourglass-iter", "iterative-v4"),
+        ("res-hourglass-iter-ex", "1-own-residual"),
+        ("iterative-v1", "iterative-v2"),
+        ("iterative-v5", "iterative-v6"),
+    ],
+)
+def test_cores_with_copied_weights_equal_the_one_they_were_copied_from(many, one):
+    several, single = make(many).double(), make(one).double()
+    with torch.no_grad():
+        several.alpha.fill_(0.9)
+        single.alpha.fill_(0.9)
+        several.beta.fill_(0.4)
+        single.beta.fill_(0.4)
+    for part in ("stem", "head", "feedback"):
+        getattr(several, part).load_state_dict(getattr(single, part).state_dict())
+    for core in several.cores:
+        core.load_state_dict(single.cores[0].state_dict())
+    for fuse in [*several.fuses, *single.fuses]:
+        fuse.load_state_dict(single.fuses[0].state_dict())
+    image = picture(1, 3, 16, 24, dtype=torch.float64)
+    assert torch.equal(several(image, 3), single(image, 3))
+
+
+def test_single_is_the_first_step_of_iterative_v6():
+    single, refining = make("single"), make("iterative-v6")
+    weights = {k: v for k, v in refining.state_dict().items() if not k.startswith(("feedback", "alpha", "beta"))}
+    single.load_state_dict(weights | {"alpha": torch.empty(0), "beta": torch.empty(0)})
+    image = picture(1, 3, 16, 24)
+    assert torch.equal(single(image, 1), refining(image, 1))
+
+
+def test_a_gate_at_zero_is_the_term_left_out():
+    network = make("iterative-v6").double()
+    image = picture(1, 3, 16, 24, dtype=torch.float64)
+    with torch.no_grad():
+        network.beta.zero_()
+    trail = network(image, 2)
+    with torch.no_grad():
+        network.feedback.weight.add_(1)  # unheard
+    assert torch.equal(network(image, 2), trail)
+    with torch.no_grad():
+        network.alpha.zero_()
+        network.beta.fill_(1.0)
+    forgetful = network(image, 2)
+    x = network.feedback(forgetful[:, 0])  # the state is forgotten: only the feedback enters
+    assert torch.equal(forgetful[:, 1], network.head(network.cores[0](x) + x))
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("core", CORES)
+def test_every_stem_and_core(stem, core):
+    network = make(stem=stem, core=core, size=(32, 32))
+    scale = STEMS[stem]
+    logits = network(picture(1, 3, 32, 32), 2)
+    assert logits.shape == (1, 2, 5, 32 // scale, 32 // scale)
+    transposed = any(isinstance(m, torch.nn.ConvTranspose2d) for m in network.modules())
+    assert transposed == CORES[core]["transposed"]
+    assert network.cores[0].merge.body[0].in_channels == 8 * (1 + CORES[core]["skips"])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_norm_trains(norm):
+    network = make(norm=norm)
+    logits = network(picture(2, 3, 16, 24), 2)
+    logits.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("norm", SIZE_FREE)
+def test_size_free_norms_take_any_size(norm):
+    assert make(norm=norm).eval()(picture(1, 3, 30, 50), 2).shape[-2:] == (15, 25)
+
+
+@pytest.mark.parametrize("norm", SIZE_BOUND)
+def test_size_bound_norms_refuse_another_size_and_say_which_fit(norm):
+    network = make(norm=norm)
+    assert network(picture(1, 3, 13, 24), 1).shape[-2:] == (7, 12)  # pads to the size it is bound to
+    with pytest.raises(OptionError, match=r"30 x 50 .* heights of 9 to 16 and widths of 17 to 24.*norm=group"):
+        network(picture(1, 3, 30, 50), 1)
+
+
+def test_a_single_deepest_point_is_refused_where_its_variance_is_needed():
+    with pytest.raises(OptionError, match="larger size"):
+        make(norm="batch", size=(8, 8))
+    assert make(norm="group", size=(8, 8))(picture(1, 3, 8, 8), 1).isfinite().all()
+
+
+@pytest.mark.parametrize(("option", "value", "near"), [("network", "iterativ-v6", "iterative-v6"), ("stem", "x3", "x")])
+def test_an_unknown_name_names_the_nearest(option, value, near):
+    with pytest.raises(OptionError, match=f"{option}={value} is not known: did you mean '{near}"):
+        make(**{option: value})
+
+
+def test_the_originals_cost():
+    """design.md, section 6: the stem's 44.5 GMAC are met exactly; our core is a little smaller than the original's."""
+    original = {"stem": "x8", "core": "resunet", "norm": "layerHW", "channels": 60, "depth": 4, "growth": 1.5}
+    shape = {"steps": 3, "classes": 10, "size": (384, 768)}
+    one, two, three = (
+        cost(network=n, **original, **shape) for n in ("iterative-v6", "iterative-v5", "res-hourglass")
+    )
+    assert round(one.macs_stem / 1e9, 1) == 44.5
+    assert [round(c.parameters / theirs, 2) for c, theirs in ((one, 7.5e6), (two, 12.9e6), (three, 18.3e6))] == [
+        0.94, 0.94, 0.94
+    ]  # fmt: skip
+    assert round(three.parameters / one.parameters, 2) == 2.43  # theirs: 2.45
+
+
+def test_macs_are_counted_right():
+    """A hand count: no depth to speak of, one 1x1 picture's worth of arithmetic at a time."""
+    priced = cost(network="1-none", **(SMALL | {"depth": 1, "growth": 1.0, "size": (4, 4)}))
+    pixels = 4  # 2 x 2 features at stem x2
+    stem = 16 * 25 * (3 * 8 + 8 * 8)
+    down = 1 * 9 * (8 * 8 + 8 * 8)
+    up = 1 * 4 * 8 * 8
+    merge = pixels * (9 * (16 * 8 + 8 * 8) + 16 * 8)
+    head, feedback = pixels * 8 * 5, pixels * 5 * 8
+    assert (priced.macs_stem, priced.macs_step) == (stem, down + up + merge + head + feedback)
+    with torch.no_grad():
+        assert priced.parameters == sum(p.numel() for p in make("1-none", depth=1, growth=1.0).parameters())

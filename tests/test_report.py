@@ -1,0 +1,283 @@
+"""Reports: the figures against ones worked by hand, and a page that stands alone."""
+
+import csv
+import json
+import os
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from trailseg.errors import FileError
+from trailseg.report import Report, write_report
+from trailseg.report.formats import summary
+from trailseg.report.logs import read_runs
+from trailseg.report.plots import PLOTS, spread
+from trailseg.report.table import Table, build_tables
+
+PERFECT = [[60, 0], [0, 40]]
+FIRST = [[40, 20], [10, 30]]  # IoU 4/7 and 1/2
+GOOD = [[60, 0], [10, 30]]  # IoU 6/7 and 3/4, accuracy 0.9
+FAIR = [[60, 0], [20, 20]]  # IoU 3/4 and 1/2, accuracy 0.8
+M_FIRST, M_GOOD, M_FAIR = (4 / 7 + 1 / 2) / 2, (6 / 7 + 3 / 4) / 2, (3 / 4 + 1 / 2) / 2
+
+
+def entry(epoch: int, confusion: list[Any] | None) -> str:
+    stem = {"steps": [{"step": i + 1, "miou": 0.25 * (i + 1)} for i in range(len(confusion or []))]}
+    val = {"split": "val", "images": 4, "ignored_pixels": 7, "at_stem_scale": stem, "confusion": confusion}
+    return json.dumps({"epoch": epoch, "loss": 2 / epoch, "seconds": 1.0, "val": val if confusion else None}) + "\n"
+
+
+def make_run(
+    folder: Path, name: str, log: str, seed: int = 0, classes: tuple[str, ...] = ("a", "b"), **more: Any
+) -> Path:
+    network = {"context": "none", "residual": True, "parameters": 5012345, "macs_stem": 10**9, "macs_step": 5 * 10**8}
+    config = {
+        "name": name,
+        "options": {"network": name, "epochs": 3, "seed": seed, "size": [8, 16], "out": str(folder)} | more,
+        "network": {"cores": "S" if "hourglass" in name else 1} | network,
+        "data": {
+            "name": "toy",
+            "classes": [*classes],
+            "colours": [[1, 2, 3]] * 2,
+            "train": 9,
+            "fingerprint": "sha256:a",
+        },
+        "versions": {"trailseg": "0.1.0"},
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "log.jsonl").write_text(log)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    folder = tmp_path_factory.mktemp("study")
+    perfect = entry(1, [PERFECT, PERFECT]) + entry(2, None)  # the best epoch, which must not count
+    make_run(folder / "1", "res-hourglass", entry(3, [GOOD, FIRST]))
+    make_run(folder / "2", "iterative-v6", perfect + entry(3, [FIRST, GOOD]), seed=0)
+    make_run(folder / "3", "iterative-v6", perfect + entry(3, [FIRST, FAIR]) + '{"epoch": 4, "lo', seed=1)
+    make_run(folder / "deep" / "4", "single", entry(1, None) + entry(2, [FIRST]))
+    make_run(folder / "5", "mine", entry(1, None))
+    return folder, write_report(folder, "Toy")
+
+
+def lines(report: Report) -> dict[str, dict[str, str]]:
+    return {line["network"]: line for line in csv.DictReader(report.csv.open())}
+
+
+def tables(folder: Path) -> list[Table]:
+    return build_tables(read_runs(folder))
+
+
+def test_rows_come_in_the_order_of_the_study(study):
+    assert list(lines(study[1])) == ["always a", "iterative-v6", "res-hourglass", "single"]
+
+
+def test_seeds_are_averaged_with_their_sample_deviation(study):
+    row = lines(study[1])["iterative-v6"]
+    sd = (M_GOOD - M_FAIR) / 2**0.5
+    expected = {
+        "pixel_accuracy": (0.85, 0.1 / 2**0.5),
+        "miou_step_1": (M_FIRST, 0),
+        "miou_step_2": ((M_GOOD + M_FAIR) / 2, sd),
+        "growth": ((M_GOOD + M_FAIR) / 2 - M_FIRST, sd),
+        "miou_stem_scale": (0.5, 0),
+    }
+    for measure, values in expected.items():
+        assert (float(row[f"{measure}_mean"]), float(row[f"{measure}_sd"])) == pytest.approx(values), measure
+    assert (row["seeds"], row["macs_per_picture"], row["epochs_done"]) == ("0 1", "2000000000", "3")
+
+
+def test_one_seed_has_no_deviation_and_one_step_no_growth(study):
+    row = lines(study[1])["single"]
+    assert (row["miou_step_1_sd"], row["miou_step_2_mean"], row["growth_mean"]) == ("", "", "")
+    assert float(row["miou_step_1_mean"]) == pytest.approx(M_FIRST)
+
+
+def test_markdown_shows_the_same_figures_in_percent(study):
+    text = study[1].markdown.read_text()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[0:1] == "|"]
+    numbers = {line[0]: line[1:] for line in cells}
+    assert numbers["always a"][7:] == ["60.0", "30.0", "30.0", "–", "–"]
+    assert numbers["iterative-v6"] == [
+        *("1", "none", "yes", "5.01", "2.00", "3/3", "0, 1"),
+        *("85.0 ± 7.1", "53.6 ± 0.0", "71.4 ± 12.6", "+17.9 ± 12.6", "50.0 ± 0.0"),
+    ]
+    assert numbers["res-hourglass"][7:] == ["70.0", "80.4", "53.6", "-26.8", "50.0"]
+
+
+def test_what_is_incomplete_is_said(study):
+    for path in (study[1].markdown, study[1].page):
+        text = path.read_text()
+        assert "single, seed 0: 2 of 3 epochs done, measured after epoch 2." in text
+        assert "Unfinished: mine, seed 0: 1 of 3 epochs, not yet validated." in text
+        assert "iterative-v6: its runs differ" not in text
+
+
+def test_summary_names_the_best_and_how_many_improve(study):
+    text = summary(study[1].tables[0])
+    assert "Of 3 networks, iterative-v6 is the most accurate: 71.4 ± 12.6 % mIoU" in text
+    assert "always a would score 30.0 %" in text
+    assert "1 of the 2 networks with several steps improve" in text
+    assert "Rows with one seed have no known spread" in text
+
+
+def test_plots_are_written_and_show_the_figures(study):
+    folder, report = study
+    assert {path.stem for path in report.plots} == set(PLOTS)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in report.plots)
+    drawn = [list(line.get_ydata()) for line in PLOTS["refinement"][0](report.tables[0]).axes[0].lines]
+    assert drawn[0] == pytest.approx([100 * M_FIRST, 50 * (M_GOOD + M_FAIR)])
+    assert not list(folder.rglob("*.tmp"))
+
+
+class Tags(HTMLParser):
+    """The tags of a page and its words."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def test_page_stands_alone(study):
+    page = study[1].page.read_text()
+    tags = Tags(page).tags
+    assert sum(tag == "img" for tag, _ in tags) == len(PLOTS)
+    assert [attrs for tag, attrs in tags if tag == "script"] == [{}]
+    addresses = [
+        attrs[name] or "" for _, attrs in tags for name in ("src", "href", "srcset", "action") if name in attrs
+    ]
+    assert all(address.startswith("data:image/png;base64,") for address in addresses)
+    assert not any(word in page for word in ("http://", "https://", "url(", "@import", "<link"))
+
+
+def test_hostile_names_stay_words(tmp_path):
+    name, one = "<b>$\\frac|x</b>", '"><script src=x></script> and a name far too long to write beside a plot'
+    make_run(tmp_path / "run", name, entry(3, [FIRST, GOOD]), classes=(one, "b"))
+    report = write_report(tmp_path, "<img src=x onerror=alert(1)>")
+    page = Tags(report.page.read_text())
+    assert [attrs for tag, attrs in page.tags if tag == "script"] == [{}]
+    assert not [tag for tag, attrs in page.tags if tag == "b" or "onerror" in attrs]
+    assert all(word in page.words for word in (name, f"always {one}", "<img src=x onerror=alert(1)>"))
+    row = next(line for line in report.markdown.read_text().splitlines() if line.startswith("| \\<b\\>"))
+    assert row.count(" | ") == 12
+    assert "\\|x" in row
+
+
+def test_examples_are_shown_once_they_exist(tmp_path):
+    run = make_run(tmp_path / "run", "single", entry(3, [FIRST]))
+    (run / "plots").mkdir()
+    (run / "plots" / "pictures.png").write_bytes(b"picture")
+    report = write_report(run)
+    assert "data:image/png;base64,cGljdHVyZQ==" in report.page.read_text()
+    assert report.page == run / "report.html"
+    assert f"trailseg report {run}" in report.page.read_text()
+
+
+def test_different_truths_are_never_in_one_table(tmp_path):
+    make_run(tmp_path / "1", "single", entry(3, [FIRST]))
+    make_run(tmp_path / "2", "single", entry(3, [[[50, 0], [10, 30]]]), seed=1)
+    make_run(tmp_path / "3", "single", entry(3, [FIRST]), seed=2, classes=("a", "c"))
+    report = write_report(tmp_path)
+    assert [len(table.rows[0].runs) for table in report.tables] == [1, 1, 1]
+    assert (tmp_path / "plots" / "loss-3.png") in report.plots
+    for path in (report.markdown, report.page):
+        assert "measured on 3 different validation sets" in path.read_text()
+
+
+def test_runs_of_a_row_that_differ_in_more_than_the_seed_are_noted(tmp_path):
+    make_run(tmp_path / "1", "single", entry(3, [FIRST]), lr=0.1)
+    make_run(tmp_path / "2", "single", entry(3, [GOOD]), lr=0.2)
+    notes = tables(tmp_path)[0].notes
+    assert [("more than the seed (lr)" in note, "same seed" in note) for note in notes] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_rows_of_one_name_and_different_steps_stay_apart(tmp_path):
+    make_run(tmp_path / "1", "mine", entry(3, [FIRST]))
+    make_run(tmp_path / "2", "mine", entry(3, [FIRST, GOOD]))
+    assert [row.name for row in tables(tmp_path)[0].rows] == ["mine, 1 steps", "mine, 2 steps"]
+
+
+def test_a_class_absent_everywhere_is_left_out(tmp_path):
+    make_run(tmp_path / "1", "single", entry(3, [[[8, 0], [0, 0]]]))
+    row = tables(tmp_path)[0].rows[0]
+    assert row.miou[0].mean == 1
+    assert row.iou[0] == 1
+    assert np.isnan(row.iou[1])
+    assert write_report(tmp_path).page.is_file()
+
+
+def test_epochs_that_a_resumed_run_repeats_count_once(tmp_path):
+    log = entry(1, [GOOD]) + entry(2, [GOOD]) + entry(3, [GOOD]) + entry(2, [FAIR])
+    make_run(tmp_path / "1", "single", log)
+    run = read_runs(tmp_path)[0]
+    assert [v.epoch for v in run.validations] == [1, 2]
+    assert run.miou[-1] == pytest.approx([M_FAIR])
+
+
+@pytest.mark.parametrize(
+    ("log", "problem"),
+    [
+        (None, "is not a folder"),
+        ("", "none of its 1 runs has a validated epoch"),
+        (entry(1, None), "none of its 1 runs has a validated epoch"),
+        (entry(1, [[[0, 0], [0, 0]]]), "none of its 1 runs has a validated epoch"),
+        ('{"epoch": 1, "lo\n' + entry(2, [FIRST]), "is not the log of a run"),
+        (entry(1, [[[1]]]), "has a confusion of shape (1, 1, 1) for 2 classes"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_clear_error(tmp_path, log, problem):
+    if log is not None:
+        make_run(tmp_path / "study" / "1", "single", log)
+    with pytest.raises(FileError) as failure:
+        write_report(tmp_path / "study")
+    assert problem in failure.value.problem
+    assert str(failure.value.path).startswith(str(tmp_path / "study"))
+
+
+@pytest.mark.parametrize("config", ["- a list", "name: x", "a: [", ""])
+def test_broken_configurations_are_named(tmp_path, config):
+    run = make_run(tmp_path / "1", "single", entry(1, [FIRST]))
+    (run / "config.yaml").write_text(config)
+    with pytest.raises(FileError, match=r"config\.yaml: is not the configuration of a run"):
+        write_report(tmp_path)
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(FileError, match="holds no run"):
+        write_report(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    make_run(tmp_path / "1", "single", entry(3, [FIRST]))
+    (tmp_path / "table.md").write_text("old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(FileError, match="No space left"):
+        write_report(tmp_path)
+    assert (tmp_path / "table.md").read_text() == "old"
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_labels_are_spread_as_little_as_possible():
+    places = spread([0, 0.1, 0.2, 9], 1)
+    assert places == pytest.approx([-0.9, 0.1, 1.1, 9])
