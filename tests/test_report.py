@@ -58,7 +58,8 @@ def make_run(
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     folder = tmp_path_factory.mktemp("study")
     perfect = entry(1, [PERFECT, PERFECT]) + entry(2, None)  # the best epoch, which must not count
-    make_run(folder / "1", "res-hourglass", entry(3, [GOOD, FIRST]))
+    make_run(folder / "0", "another", entry(3, [FIRST, FAIR]))
+    make_run(folder / "1", "hourglass", entry(3, [GOOD, FIRST]))
     make_run(folder / "2", "iterative-v6", perfect + entry(3, [FIRST, GOOD]), seed=0)
     make_run(folder / "3", "iterative-v6", perfect + entry(3, [FIRST, FAIR]) + '{"epoch": 4, "lo', seed=1)
     make_run(folder / "deep" / "4", "single", entry(1, None) + entry(2, [FIRST]))
@@ -75,7 +76,7 @@ def tables(folder: Path) -> list[Table]:
 
 
 def test_rows_come_in_the_order_of_the_study(study):
-    assert list(lines(study[1])) == ["always a", "iterative-v6", "res-hourglass", "single"]
+    assert list(lines(study[1])) == ["always a", "iterative-v6", "hourglass", "single", "another"]
 
 
 def test_seeds_are_averaged_with_their_sample_deviation(study):
@@ -108,7 +109,7 @@ def test_markdown_shows_the_same_figures_in_percent(study):
         *("1", "none", "yes", "5.01", "2.00", "3/3", "0, 1"),
         *("85.0 ± 7.1", "53.6 ± 0.0", "71.4 ± 12.6", "+17.9 ± 12.6", "50.0 ± 0.0"),
     ]
-    assert numbers["res-hourglass"][7:] == ["70.0", "80.4", "53.6", "-26.8", "50.0"]
+    assert numbers["hourglass"][7:] == ["70.0", "80.4", "53.6", "-26.8", "50.0"]
 
 
 def test_what_is_incomplete_is_said(study):
@@ -121,10 +122,25 @@ def test_what_is_incomplete_is_said(study):
 
 def test_summary_names_the_best_and_how_many_improve(study):
     text = summary(study[1].tables[0])
-    assert "Of 3 networks, iterative-v6 is the most accurate: 71.4 ± 12.6 % mIoU" in text
+    assert "Of 4 networks, iterative-v6 is the most accurate: 71.4 ± 12.6 % mIoU" in text
     assert "always a would score 30.0 %" in text
-    assert "1 of the 2 networks with several steps improve" in text
+    assert "2 of the 3 networks with several steps improve" in text
     assert "Rows with one seed have no known spread" in text
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ((FAIR, FIRST), "The seeds do not tell it from b:"),  # a lead of 13.4 points in a spread of 14.1
+        ((FIRST, FIRST), "Its lead over every other row is above"),  # 17.9 in 12.6
+        ((FIRST,), "Rows with one seed have no known spread"),
+    ],
+)
+def test_summary_says_whether_the_seeds_tell_the_first_two_apart(tmp_path, other, words):
+    for name, results in (("a", (GOOD, FAIR)), ("b", other)):
+        for seed, result in enumerate(results):
+            make_run(tmp_path / f"{name}{seed}", name, entry(3, [result]), seed=seed)
+    assert words in summary(tables(tmp_path)[0])
 
 
 def test_plots_are_written_and_show_the_figures(study):
@@ -212,6 +228,14 @@ def test_rows_of_one_name_and_different_steps_stay_apart(tmp_path):
     make_run(tmp_path / "1", "mine", entry(3, [FIRST]))
     make_run(tmp_path / "2", "mine", entry(3, [FIRST, GOOD]))
     assert [row.name for row in tables(tmp_path)[0].rows] == ["mine, 1 steps", "mine, 2 steps"]
+
+
+def test_a_class_that_some_seeds_invent_has_no_overlap(tmp_path):
+    make_run(tmp_path / "1", "single", entry(3, [[[8, 0], [0, 0]]]))
+    make_run(tmp_path / "2", "single", entry(3, [[[6, 2], [0, 0]]]), seed=1)
+    row = tables(tmp_path)[0].rows[0]
+    assert row.iou == pytest.approx((0.875, 0))
+    assert row.miou[0].mean == pytest.approx((1 + 0.375) / 2)
 
 
 def test_a_class_absent_everywhere_is_left_out(tmp_path):

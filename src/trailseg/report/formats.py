@@ -66,7 +66,7 @@ def summary(table: Table) -> str:
     trail = ", ".join(f"{100 * stat.mean:.1f}" for stat in best.miou)
     seeds = f" (mean ± standard deviation of {len(best.runs)} seeds)" if len(best.runs) > 1 else ""
     text = (
-        f"Of {len(table.rows)} network{'s' * (len(table.rows) > 1)}, {best.name} is the most accurate: "
+        f"{f'Of {len(table.rows)} networks, {best.name} is the most accurate:' if others else f'{best.name} scores'} "
         f"{best.miou[-1].percent()} % mIoU{seeds}, where {table.trivial.name} would score "
         f"{table.trivial.miou[-1].percent()} %."
     )

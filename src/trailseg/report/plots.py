@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from trailseg.report.table import Row, Table
@@ -47,6 +47,8 @@ class Plot:
     """A plot that was written."""
 
     path: Path
+    width: int
+    """CSS pixels at which its letters have the size of the page's small print."""
     title: str
     caption: str
 
@@ -56,11 +58,11 @@ def draw(table: Table, folder: Path, number: int = 1) -> list[Plot]:
     table = _shortened(table)
     plots = []
     with matplotlib.rc_context(STYLE):
-        for name, (figure, title, caption) in PLOTS.items():
-            image = BytesIO()
-            figure(table).savefig(image, format="png", dpi=150)
-            path = folder / f"{name}{f'-{number}' if number > 1 else ''}.png"
-            plots.append(Plot(write(path, image.getvalue()), title, caption))
+        for name, (plot, title, caption) in PLOTS.items():
+            figure, image = plot(table), BytesIO()
+            figure.savefig(image, format="png", dpi=160)
+            path = write(folder / f"{name}{f'-{number}' if number > 1 else ''}.png", image.getvalue())
+            plots.append(Plot(path, round(100 * figure.get_figwidth()), title, caption))
     return plots
 
 
@@ -93,8 +95,8 @@ def _refinement(table: Table) -> Figure:
         axes.set_xlabel("step")
         ends.append([(len(r.miou), 100 * r.miou[-1].mean, r.name, RESIDUAL[r.network.residual][0]) for r in rows])
     panels[0][0].set_ylabel("mIoU, %")
-    for colour, name in RESIDUAL.values():
-        panels[0][0].plot([], [], color=colour, label=name)
+    for residual in sorted({row.network.residual for row in refining}):
+        panels[0][0].plot([], [], color=RESIDUAL[residual][0], label=RESIDUAL[residual][1])
     for context, marker in markers.items():
         panels[0][0].plot([], [], color="#777777", marker=marker, linestyle="", label=f"context: {context}")
     figure.legend(loc="outside upper left", ncols=5)
@@ -150,6 +152,7 @@ def _miou_per_step(table: Table) -> Figure:
 def _training_panel(axes: Axes, row: Row, shades: np.ndarray) -> None:
     """mIoU of each step over the epochs: a thin line for each seed, and their mean where all are validated."""
     axes.set_title(row.name)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     curves = [dict(zip((v.epoch for v in run.validations), 100 * run.miou, strict=True)) for run in row.runs]
     shared = sorted(set.intersection(*map(set, curves)))
     for step, shade in enumerate(shades):
@@ -161,10 +164,10 @@ def _training_panel(axes: Axes, row: Row, shades: np.ndarray) -> None:
 
 def _iou_per_class(table: Table) -> Figure:
     names = [*table.data.classes, "mIoU"]
-    figure = Figure(figsize=(max(2.2 + 0.68 * len(names), 5), 1.9 + 0.36 * len(table.rows)))
+    figure = Figure(figsize=(max(2.4 + 0.5 * len(names), 5), 1.9 + 0.36 * len(table.rows)))
     axes = figure.subplots()
-    _heat_map(axes, 100 * np.array([[*row.iou, row.miou[-1].mean] for row in table.rows]), names)
-    axes.set_yticks(range(len(table.rows)), [row.name for row in table.rows])
+    percent = 100 * np.array([[*row.iou, row.miou[-1].mean] for row in table.rows])
+    _heat_map(axes, percent, [row.name for row in table.rows], names)
     axes.axvline(len(names) - 1.5, color="white", linewidth=5)
     return figure
 
@@ -172,17 +175,17 @@ def _iou_per_class(table: Table) -> Figure:
 def _confusion(table: Table) -> Figure:
     best, names = table.ranked[0], table.data.classes
     steps = sorted({1, len(best.miou)})
+    beside = len(names) <= 12  # more would make the numbers too small to read
+    across, down = (len(steps), 1) if beside else (1, len(steps))
     side = max(0.42 * len(names), 2.5)
-    figure = Figure(figsize=(len(steps) * (side + 0.4) + 1.4, side + 1.7))
-    panels = figure.subplots(1, len(steps), sharey=True, squeeze=False)[0]
-    for axes, step in zip(panels, steps, strict=True):
+    figure = Figure(figsize=(across * (side + 0.4) + 1.4, down * side + 1.7))
+    panels = figure.subplots(down, across, squeeze=False)
+    for axes, step in zip(panels.flat, steps, strict=True):
         counts = best.confusion[step - 1]
         pixels = counts.sum(1, keepdims=True)
-        _heat_map(axes, 100 * counts / np.where(pixels, pixels, np.nan), names)
-        axes.set_title(f"{best.name}, step {step} of {len(best.miou)}")
-        axes.set_xlabel("predicted")
-    panels[0].set_yticks(range(len(names)), names)
-    panels[0].set_ylabel("truth")
+        _heat_map(axes, 100 * counts / np.where(pixels, pixels, np.nan), names, names, least=0.5)
+        axes.set(title=f"{best.name}, step {step} of {len(best.miou)}", xlabel="predicted", ylabel="truth")
+        axes.label_outer()
     return figure
 
 
@@ -199,6 +202,7 @@ def _loss(table: Table) -> Figure:
             if np.isfinite(row.runs[0].losses[-1][1]):
                 ends[-1].append((*row.runs[0].losses[-1], row.name, colour))
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     panels[0][0].set_ylabel("training loss")
     _label_ends(figure, [axes for axes, _ in panels], ends)
     return figure
@@ -223,7 +227,7 @@ PLOTS: dict[str, tuple[Callable[[Table], Figure], str, str]] = {
     "iou_per_class": (
         _iou_per_class,
         "IoU of each class",
-        "IoU in percent of the last step, mean over the seeds; a dash is an absent class, a blank is below 0.5 %.",
+        "IoU in percent of the last step, mean over the seeds; a dash is an absent class.",
     ),
     "confusion": (
         _confusion,
@@ -249,16 +253,17 @@ def _family_panels(rows: Sequence[Row]) -> tuple[Figure, list[tuple[Axes, list[R
     return figure, list(zip(panels, groups, strict=True))
 
 
-def _heat_map(axes: Axes, percent: np.ndarray, columns: Sequence[str]) -> None:
-    """Cells of 0..100 with their numbers; NaN is a dash."""
+def _heat_map(axes: Axes, percent: np.ndarray, rows: Sequence[str], columns: Sequence[str], least: float = 0) -> None:
+    """Cells of 0..100 with their numbers from `least` on; NaN is a dash."""
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    axes.set_yticks(range(len(rows)), rows)
     axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
     for (y, x), value in np.ndenumerate(percent):
         text = "–" if np.isnan(value) else f"{value:.0f}"
-        if text != "0":
+        if not value < least:
             axes.text(x, y, text, ha="center", va="center", fontsize=8.5, color="white" if value > 55 else "#333333")
 
 

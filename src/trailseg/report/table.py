@@ -154,8 +154,8 @@ def _row(name: str, runs: list[Run]) -> Row:
     last = [measures(run.last.confusion[-1], run.data.classes) for run in runs]
     miou = np.array([run.miou[-1] for run in runs])  # (runs, S)
     iou = np.array([_numbers(m["iou"].values()) for m in last])  # (runs, K)
-    present = ~np.isnan(iou)
-    mean_iou = np.nansum(iou, 0) / np.where(present.any(0), present.sum(0), np.nan)
+    # A class that only some seeds count is in no truth, and its IoU is 0 with all of them.
+    mean_iou = np.where(np.isnan(iou).all(0), np.nan, np.nan_to_num(iou).mean(0))
     return Row(
         name=name,
         runs=tuple(runs),

@@ -1,0 +1,74 @@
+"""Losses against numbers worked by hand, and their behaviour where nothing is scored."""
+
+import math
+
+import pytest
+import torch
+
+from trailseg.labels import IGNORE
+from trailseg.losses import StepLoss, soft_dice
+
+
+def loss_of(logits, labels, dice=1.0):
+    sums, counts = StepLoss(dice=dice)(logits, labels)
+    return (sums / counts.clamp(min=1)).sum()
+
+
+def test_cross_entropy_by_hand():
+    # Two pixels, two classes, one step: log-odds 0 (p = 1/2) and ln 3 for the right class (p = 3/4).
+    logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]]).view(1, 1, 2, 1, 2)
+    labels = torch.tensor([[[0, 1]]], dtype=torch.uint8)
+    assert loss_of(logits, labels, dice=0.0).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
+
+
+def test_dice_by_hand():
+    probabilities = torch.tensor([[0.5, 0.25], [0.5, 0.75]]).view(1, 2, 1, 2)
+    target = torch.tensor([[[0, 1]]])
+    first = (2 * 0.5 + 1) / (0.75 + 1 + 1)
+    second = (2 * 0.75 + 1) / (1.25 + 1 + 1)
+    assert soft_dice(probabilities, target).item() == pytest.approx(1 - (first + second) / 2)
+
+
+def test_ignored_pixels_count_nowhere():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, 6)
+    labels = torch.randint(0, 4, (2, 5, 6), dtype=torch.uint8)
+    labels[:, :, 3:] = IGNORE
+    changed = logits.clone()
+    changed[..., 3:] = 100 * torch.randn(2, 3, 4, 5, 3)
+    assert loss_of(logits, labels).item() == pytest.approx(loss_of(changed, labels).item())
+    assert loss_of(logits, labels).item() == pytest.approx(loss_of(logits[..., :3], labels[..., :3]).item())
+
+
+def test_the_loss_is_the_mean_over_steps_and_over_pictures():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, 6)
+    labels = torch.randint(0, 4, (2, 5, 6), dtype=torch.uint8)
+    parts = [loss_of(logits[b : b + 1, s : s + 1], labels[b : b + 1]) for b in range(2) for s in range(3)]
+    assert loss_of(logits, labels).item() == pytest.approx(torch.stack(parts).mean().item(), rel=1e-5)
+
+
+def test_an_all_ignored_batch_gives_a_finite_loss_and_no_gradient():
+    logits = torch.randn(2, 3, 4, 5, 6, requires_grad=True)
+    loss = loss_of(logits, torch.full((2, 5, 6), IGNORE, dtype=torch.uint8))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+def test_sums_and_counts_add_up_over_parts_of_a_batch():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 2, 4, 5, 6), torch.randint(0, 4, (3, 5, 6), dtype=torch.uint8)
+    labels[0] = IGNORE
+    labels[1, :3] = IGNORE
+    whole = StepLoss(dice=0.5)(logits, labels)
+    parts = [StepLoss(dice=0.5)(logits[s], labels[s]) for s in (slice(0, 1), slice(1, 3))]
+    for i in range(2):
+        torch.testing.assert_close(whole[i], parts[0][i] + parts[1][i])
+
+
+def test_a_perfect_prediction_costs_nothing_and_a_wrong_one_more_than_a_guess():
+    labels = torch.randint(0, 3, (1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    right = 40.0 * torch.nn.functional.one_hot(labels.long(), 3).movedim(-1, 1)[:, None]
+    assert loss_of(right, labels).item() == pytest.approx(0, abs=1e-4)
+    assert loss_of(-right, labels) > loss_of(0 * right, labels) > 1

@@ -1,0 +1,230 @@
+"""Training: repeatable to the bit, resumable after kill -9, equal on one process and two, and safe where it fails."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from rich.console import Console
+
+from trailseg import study
+from trailseg.config import Size, TrainOptions
+from trailseg.errors import FileError
+from trailseg.runs import Run
+from trailseg.training import learning_rate
+
+TINY = TrainOptions(
+    network="iterative-v4", stem="x2", channels=4, depth=1, steps=2, size=Size(16, 24), pictures=7, epochs=3, batch=3,
+    lr=0.01, device="cpu",
+)  # fmt: skip
+
+
+def train(folder, **options):
+    return study.train(replace(TINY, **options), folder, name="tiny", console=Console(quiet=True), resume=False)
+
+
+def go_on(folder, **options):
+    return study.train(replace(TINY, **options), folder, name="tiny", console=Console(quiet=True), resume=True)
+
+
+def weights(run, which="last"):
+    return safetensors.torch.load_file(run.checkpoint(which))
+
+
+def without_times(run):
+    return [{k: v for k, v in r.items() if k not in ("seconds", "pictures_per_second")} for r in run.log()]
+
+
+def words(folder, **options):
+    """A `trailseg train` command line for a run like TINY, in a process of its own."""
+    given = {
+        "network": "iterative-v4", "stem": "x2", "channels": 8, "depth": 2, "steps": 2, "size": "32,48", "pictures": 13,
+        "epochs": 3, "batch": 4, "lr": 0.01, "device": "cpu", "out": folder,
+    } | options  # fmt: skip
+    return [sys.executable, "-m", "trailseg", "train", *(f"{k}={v}" for k, v in given.items())]
+
+
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def test_a_run_repeated_ends_the_same_to_the_bit(tmp_path):
+    one, two = train(tmp_path / "one"), train(tmp_path / "two")
+    assert one.checkpoint("last").read_bytes() == two.checkpoint("last").read_bytes()
+    assert without_times(one) == without_times(two)
+    other = train(tmp_path / "other", seed=1)
+    assert other.checkpoint("last").read_bytes() != one.checkpoint("last").read_bytes()
+
+
+def test_a_run_cut_after_any_epoch_and_resumed_ends_the_same_to_the_bit(tmp_path, monkeypatch):
+    whole = train(tmp_path / "whole")
+    for cut in (1, 2):
+        save = Run.save
+
+        def save_then_die(self, which, network, optimizer, epoch, cut=cut, save=save):
+            if which == "last" and epoch > cut:
+                raise KeyboardInterrupt  # the log already has this epoch; the checkpoint does not
+            save(self, which, network, optimizer, epoch)
+
+        monkeypatch.setattr(Run, "save", save_then_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / f"cut{cut}")
+        monkeypatch.undo()
+        run = Run.open(tmp_path / f"cut{cut}")
+        assert (run.epoch, len(run.log())) == (cut, cut + 1)
+        go_on(run.folder)
+        assert run.checkpoint("last").read_bytes() == whole.checkpoint("last").read_bytes()
+        assert without_times(run) == without_times(whole)
+
+
+def test_kill_minus_nine_in_mid_run_then_resume_gives_the_same_weights(tmp_path):
+    subprocess.run(words(tmp_path / "whole", epochs=12), check=True, env=ONE_THREAD)
+    victim = subprocess.Popen(words(tmp_path / "cut", epochs=12), env=ONE_THREAD)
+    log = tmp_path / "cut" / "log.jsonl"
+    limit = time.monotonic() + 60
+    while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
+        assert victim.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+    victim.kill()
+    assert victim.wait() == -signal.SIGKILL
+    cut = Run.open(tmp_path / "cut")
+    assert 1 <= cut.epoch < 12, "the kill came too late to test anything"
+    resume = [sys.executable, "-m", "trailseg", "train", f"resume={cut.folder}"]
+    subprocess.run(resume, check=True, env=ONE_THREAD)
+    whole = Run.open(tmp_path / "whole")
+    assert cut.checkpoint("last").read_bytes() == whole.checkpoint("last").read_bytes()
+    assert without_times(cut) == without_times(whole)
+
+
+def test_two_processes_train_and_measure_like_one(tmp_path):
+    """13 pictures in batches of 4: the last batch has one picture, which two processes cannot share evenly."""
+    for processes in (1, 2):
+        subprocess.run(words(tmp_path / str(processes), devices=processes, batch=4), check=True, env=ONE_THREAD)
+    one, two = (Run.open(tmp_path / str(processes)) for processes in (1, 2))
+    for a, b in zip(one.log(), two.log(), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        assert b["val"]["images"] == a["val"]["images"] == 3
+        assert b["val"]["pixels"] == a["val"]["pixels"] == 3 * 32 * 48
+        scored = a["val"]["pixels"] - a["val"]["ignored_pixels"]
+        for step in range(2):  # every scored pixel of every picture once
+            assert sum(map(sum, a["val"]["confusion"][step])) == sum(map(sum, b["val"]["confusion"][step])) == scored
+            truth = [[sum(row) for row in r["val"]["confusion"][step]] for r in (a, b)]
+            assert truth[0] == truth[1]
+    for name, value in weights(one).items():  # Adam turns a rounding of a tiny gradient into a visible share of lr
+        torch.testing.assert_close(weights(two)[name], value, rtol=0, atol=1e-3)
+
+
+def test_the_network_learns(tmp_path):
+    run = train(tmp_path / "run", size=Size(32, 64), channels=8, depth=2, pictures=16, epochs=12, augment="none")
+    first, last = run.log()[0], run.log()[-1]
+    assert last["loss"] < 0.6 * first["loss"]
+    truth = [sum(row) for row in last["val"]["confusion"][0]]
+    assert last["val"]["steps"][-1]["pixel_accuracy"] > max(truth) / sum(truth) + 0.1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_pictures(tmp_path):
+    with pytest.raises(FileError, match=r"loss is (nan|inf) in epoch \d+, step \d+, with the pictures scene-\d+") as error:
+        train(tmp_path / "run", lr=1e30, epochs=20)
+    run = Run.open(tmp_path / "run")
+    assert re.search(r"smaller lr", str(error.value))
+    assert all(v.isfinite().all() for which in ("last", "best") if run.checkpoint(which).exists() for v in weights(run, which).values())
+
+
+def test_a_trained_stem_is_taken_over_and_stays_as_it_is_if_frozen(tmp_path):
+    source = train(tmp_path / "source")
+    frozen = train(tmp_path / "frozen", network="hourglass", stem_from=str(source.folder), freeze_stem=True, seed=5)
+    free = train(tmp_path / "free", network="hourglass", stem_from=str(source.folder), seed=5)
+    stem = {k: v for k, v in weights(source).items() if k.startswith("network.stem.")}
+    assert stem
+    assert all(torch.equal(weights(frozen)[k], v) for k, v in stem.items())
+    assert not any(k.startswith("optimizer.") and ".stem." in k for k in weights(frozen))
+    assert any(not torch.equal(weights(free)[k], v) for k, v in stem.items())
+    with pytest.raises(FileError, match=r"its stem has stem=x2, not x4"):
+        train(tmp_path / "wrong", stem="x4", stem_from=str(source.folder))
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_best_holds_the_weights_of_the_best_validation_and_last_those_of_the_last(tmp_path):
+    run = train(tmp_path / "run", epochs=6)
+    mious = [record["val"]["steps"][-1]["miou"] for record in run.log()]
+    best = safetensors.safe_open(run.checkpoint("best"), "pt").metadata()["epoch"]
+    assert int(best) == 1 + mious.index(max(mious))
+    assert run.epoch == 6
+    assert json.loads((run.folder / "checkpoints" / "config.json").read_text())["options"]["network"] == "iterative-v4"
+
+
+def test_validation_comes_every_so_many_epochs_and_at_the_end(tmp_path):
+    run = train(tmp_path / "run", epochs=5, val_every=2)
+    assert [record["epoch"] for record in run.log() if record["val"]] == [2, 4, 5]
+
+
+def test_schedules():
+    assert [learning_rate(replace(TINY, schedule="constant"), e) for e in (1, 3)] == [0.01, 0.01]
+    cosine = [learning_rate(replace(TINY, schedule="cosine", epochs=4), e) for e in range(1, 5)]
+    assert cosine == [0.01, pytest.approx(0.00853553), pytest.approx(0.005), pytest.approx(0.00146447)]
+
+
+def test_a_folder_that_is_taken_is_refused_and_kept(tmp_path):
+    run = train(tmp_path / "run")
+    before = {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
+    with pytest.raises(FileError, match=r"already holds a run \(tiny, 3 of 3 epochs\); say resume="):
+        train(run.folder)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileError, match="not an empty folder"):
+        train(tmp_path / "notes")
+    assert before == {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
+
+
+def test_other_options_or_other_data_are_not_resumed(tmp_path):
+    run = train(tmp_path / "run")
+    with pytest.raises(FileError, match=r"lr 0\.01, not 0\.1"):
+        go_on(run.folder, lr=0.1)
+    config = (run.folder / "config.yaml").read_text()
+    (run.folder / "config.yaml").write_text(config.replace("sha256:", "sha256:0"))
+    with pytest.raises(FileError, match=r"other data \(fingerprint differ"):
+        go_on(Path(run.folder))
+
+
+def test_weights_of_another_network_are_refused_by_name(tmp_path):
+    one, other = train(tmp_path / "one"), train(tmp_path / "other", channels=8)
+    other.checkpoint("last").write_bytes(one.checkpoint("last").read_bytes())
+    with pytest.raises(FileError, match=r"of another network: alpha|of another network: \S+ is \(4"):
+        other.network()
+    one.checkpoint("last").write_bytes(one.checkpoint("last").read_bytes()[:-7])
+    with pytest.raises(FileError, match="is damaged"):
+        one.network()
+
+
+def test_a_study_trains_what_is_missing_and_leaves_what_is_done(tmp_path):
+    file = tmp_path / "study.yaml"
+    options = "{stem: x2, channels: 4, depth: 1, steps: 2, size: [16, 24], pictures: 5, epochs: 1, device: cpu}"
+    file.write_text(f"defaults: {options}\nseeds: [0, 1]\nruns:\n  - network: single\n  - {{network: hourglass, name: tall}}\n")
+    out = tmp_path / "out"
+    assert study.run_study(file, out, {}, Console(quiet=True)) == []
+    names = ["single-seed0", "single-seed1", "tall-seed0", "tall-seed1"]
+    assert sorted(p.parent.name for p in out.glob("*/config.yaml")) == names
+    stamp = {name: (out / name / "log.jsonl").stat().st_mtime_ns for name in names}
+    for path in (out / "tall-seed1").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    assert study.run_study(file, out, {}, Console(quiet=True)) == []
+    again = {name: (out / name / "log.jsonl").stat().st_mtime_ns for name in names}
+    assert [name for name in names if again[name] != stamp[name]] == ["tall-seed1"]
+    assert (out / "report.html").exists()
+    with pytest.raises(FileError, match="holds another run"):
+        study.run_study(file, out, {"lr": 0.5}, Console(quiet=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+def test_training_on_an_accelerator_repeats_to_the_bit(tmp_path):
+    one, two = (train(tmp_path / n, device="cuda", precision="bf16") for n in ("one", "two"))
+    assert one.checkpoint("last").read_bytes() == two.checkpoint("last").read_bytes()
