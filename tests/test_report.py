@@ -2,21 +2,23 @@
 
 import csv
 import json
-import os
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import yaml
 
 from trailseg.errors import FileError
+from trailseg.networks.table import NAMED
 from trailseg.report import Report, write_report
+from trailseg.report.claims import claims
 from trailseg.report.formats import summary
-from trailseg.report.logs import read_runs
+from trailseg.report.logs import Network, read_runs
 from trailseg.report.plots import PLOTS, spread
-from trailseg.report.table import Table, build_tables
+from trailseg.report.table import Row, Stat, Table, build_tables
 
 PERFECT = [[60, 0], [0, 40]]
 FIRST = [[40, 20], [10, 30]]  # IoU 4/7 and 1/2
@@ -129,15 +131,16 @@ def test_summary_names_the_best_and_how_many_improve(study):
 
 
 @pytest.mark.parametrize(
-    ("other", "words"),
+    ("best", "other", "words"),
     [
-        ((FAIR, FIRST), "The seeds do not tell it from b:"),  # a lead of 13.4 points in a spread of 14.1
-        ((FIRST, FIRST), "Its lead over every other row is above"),  # 17.9 in 12.6
-        ((FIRST,), "Rows with one seed have no known spread"),
+        ((GOOD, FAIR), (FAIR, FIRST), "The seeds do not tell it from b:"),  # a lead of 13.4 points in a spread of 14.1
+        ((GOOD, FAIR), (FIRST, FIRST), "Its lead over every other row is above"),  # 17.9 in 12.6
+        ((GOOD,), (FIRST, FIRST), "Rows with one seed have no known spread"),
+        ((GOOD, FAIR), (FIRST,), "Rows with one seed have no known spread"),
     ],
 )
-def test_summary_says_whether_the_seeds_tell_the_first_two_apart(tmp_path, other, words):
-    for name, results in (("a", (GOOD, FAIR)), ("b", other)):
+def test_summary_says_whether_the_seeds_tell_the_first_two_apart(tmp_path, best, other, words):
+    for name, results in (("a", best), ("b", other)):
         for seed, result in enumerate(results):
             make_run(tmp_path / f"{name}{seed}", name, entry(3, [result]), seed=seed)
     assert words in summary(tables(tmp_path)[0])
@@ -149,7 +152,7 @@ def test_plots_are_written_and_show_the_figures(study):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in report.plots)
     drawn = [list(line.get_ydata()) for line in PLOTS["refinement"][0](report.tables[0]).axes[0].lines]
     assert drawn[0] == pytest.approx([100 * M_FIRST, 50 * (M_GOOD + M_FAIR)])
-    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob("*.part"))
 
 
 class Tags(HTMLParser):
@@ -206,12 +209,13 @@ def test_examples_are_shown_once_they_exist(tmp_path):
 def test_different_truths_are_never_in_one_table(tmp_path):
     make_run(tmp_path / "1", "single", entry(3, [FIRST]))
     make_run(tmp_path / "2", "single", entry(3, [[[50, 0], [10, 30]]]), seed=1)
-    make_run(tmp_path / "3", "single", entry(3, [FIRST]), seed=2, classes=("a", "c"))
     report = write_report(tmp_path)
-    assert [len(table.rows[0].runs) for table in report.tables] == [1, 1, 1]
-    assert (tmp_path / "plots" / "loss-3.png") in report.plots
+    assert [len(table.rows[0].runs) for table in report.tables] == [1, 1]
+    assert (tmp_path / "plots" / "loss-2.png") in report.plots
     for path in (report.markdown, report.page):
-        assert "measured on 3 different validation sets" in path.read_text()
+        assert "measured on 2 different validation sets" in path.read_text()
+    make_run(tmp_path / "3", "single", entry(3, [FIRST]), seed=2, classes=("a", "c"))
+    assert len(tables(tmp_path)) == 3
 
 
 def test_runs_of_a_row_that_differ_in_more_than_the_seed_are_noted(tmp_path):
@@ -227,7 +231,7 @@ def test_runs_of_a_row_that_differ_in_more_than_the_seed_are_noted(tmp_path):
 def test_rows_of_one_name_and_different_steps_stay_apart(tmp_path):
     make_run(tmp_path / "1", "mine", entry(3, [FIRST]))
     make_run(tmp_path / "2", "mine", entry(3, [FIRST, GOOD]))
-    assert [row.name for row in tables(tmp_path)[0].rows] == ["mine, 1 steps", "mine, 2 steps"]
+    assert [row.name for row in tables(tmp_path)[0].rows] == ["mine, steps=1", "mine, steps=2"]
 
 
 def test_a_class_that_some_seeds_invent_has_no_overlap(tmp_path):
@@ -247,14 +251,6 @@ def test_a_class_absent_everywhere_is_left_out(tmp_path):
     assert write_report(tmp_path).page.is_file()
 
 
-def test_epochs_that_a_resumed_run_repeats_count_once(tmp_path):
-    log = entry(1, [GOOD]) + entry(2, [GOOD]) + entry(3, [GOOD]) + entry(2, [FAIR])
-    make_run(tmp_path / "1", "single", log)
-    run = read_runs(tmp_path)[0]
-    assert [v.epoch for v in run.validations] == [1, 2]
-    assert run.miou[-1] == pytest.approx([M_FAIR])
-
-
 @pytest.mark.parametrize(
     ("log", "problem"),
     [
@@ -262,7 +258,7 @@ def test_epochs_that_a_resumed_run_repeats_count_once(tmp_path):
         ("", "none of its 1 runs has a validated epoch"),
         (entry(1, None), "none of its 1 runs has a validated epoch"),
         (entry(1, [[[0, 0], [0, 0]]]), "none of its 1 runs has a validated epoch"),
-        ('{"epoch": 1, "lo\n' + entry(2, [FIRST]), "is not the log of a run"),
+        ('{"epoch": 1, "lo\n' + entry(2, [FIRST]), "is damaged"),
         (entry(1, [[[1]]]), "has a confusion of shape (1, 1, 1) for 2 classes"),
     ],
 )
@@ -279,7 +275,9 @@ def test_what_cannot_be_reported_is_one_clear_error(tmp_path, log, problem):
 def test_broken_configurations_are_named(tmp_path, config):
     run = make_run(tmp_path / "1", "single", entry(1, [FIRST]))
     (run / "config.yaml").write_text(config)
-    with pytest.raises(FileError, match=r"config\.yaml: is not the configuration of a run"):
+    with pytest.raises(
+        FileError, match=r"config\.yaml: (is no configuration of a run|holds no mapping|is not valid YAML)"
+    ):
         write_report(tmp_path)
 
 
@@ -295,13 +293,42 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(FileError, match="No space left"):
         write_report(tmp_path)
     assert (tmp_path / "table.md").read_text() == "old"
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_labels_are_spread_as_little_as_possible():
     places = spread([0, 0.1, 0.2, 9], 1)
     assert places == pytest.approx([-0.9, 0.1, 1.1, 9])
+
+
+def test_claims_say_what_the_figures_say(tmp_path):
+    mious = {
+        "hourglass": (0.4, 0.5),
+        "res-hourglass": (0.45, 0.44),
+        "iterative-v2": (0.2, 0.3),
+        "iterative-v4": (0.3, 0.4),
+    }
+    rows = [claimed(name, *steps) for name, steps in mious.items()]
+    residual, steps, parameters = claims(rows)
+    assert "does not hold" in residual
+    assert "residual one is better in 1, by +2.0 points" in residual
+    assert "res-hourglass over hourglass -6.0" in residual
+    assert "In 3 of 4 networks every step is better" in steps
+    assert "-1.0 to +10.0 points, +7.3 on average" in steps
+    assert "at 2 steps the ratio is 3.0" in parameters
+    assert (
+        "iterative-v4 with 1.00M, has 40.0 % mIoU; the best stack, hourglass with 3.00M, has 50.0 % (-10.0"
+        in parameters
+    )
+
+
+def claimed(name, first, last):
+    row = NAMED[name]
+    network = Network(row.cores, row.context, row.residual, 3_000_000 if row.cores == "S" else 1_000_000, 1, 1)
+    run = cast("Run", SimpleNamespace(network=network))
+    steps = tuple(Stat(value, None) for value in (first, last))
+    return Row(name, (run,), Stat(0.9, None), steps, Stat(last - first, None), None, ())

@@ -24,7 +24,7 @@ from trailseg.parsing import from_mapping, read_yaml
 from trailseg.writing import write_whole
 
 # Options that say where a run is computed and kept, not what it computes.
-PLACE = ("device", "devices", "nodes", "root", "out", "resume", "stem_from")
+PLACE = ("device", "devices", "nodes", "root", "out", "resume")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,10 @@ class Run:
         """The lines of log.jsonl, of one epoch each; a half-written last line is left out."""
         path = self.folder / "log.jsonl"
         lines = path.read_bytes().split(b"\n") if path.exists() else []
-        return [json.loads(line) for line in lines[:-1]]
+        try:
+            return [json.loads(line) for line in lines[:-1]]
+        except ValueError as error:
+            raise FileError(path, f"is damaged ({error})", "restore it, or train anew") from None
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds the line of an epoch to log.jsonl and flushes it to the disk."""

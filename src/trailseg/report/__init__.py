@@ -9,7 +9,7 @@ from trailseg.report.logs import Run, read_runs
 from trailseg.report.page import render
 from trailseg.report.plots import Plot, draw
 from trailseg.report.table import Table, build_tables
-from trailseg.report.writing import write
+from trailseg.writing import write_whole
 
 __all__ = ["Report", "write_report"]
 
@@ -43,9 +43,9 @@ def write_report(folder: Path, title: str | None = None) -> Report:
     title = title or folder.resolve().name
     plots: list[list[Plot]] = [draw(table, folder / "plots", number) for number, table in enumerate(tables, start=1)]
     return Report(
-        markdown=write(folder / "table.md", to_markdown(tables, unfinished, title).encode()),
-        csv=write(folder / "table.csv", to_csv(tables).encode()),
-        page=write(folder / "report.html", render(folder, title, tables, plots, unfinished).encode()),
+        markdown=write_whole(folder / "table.md", to_markdown(tables, unfinished, title)),
+        csv=write_whole(folder / "table.csv", to_csv(tables)),
+        page=write_whole(folder / "report.html", render(folder, title, tables, plots, unfinished)),
         plots=tuple(plot.path for group in plots for plot in group),
         tables=tuple(tables),
         unfinished=unfinished,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trailseg.report.claims import claims
 from trailseg.report.logs import Run
 from trailseg.report.table import NONE, Row, Table
 
@@ -56,6 +57,7 @@ def to_markdown(tables: Sequence[Table], unfinished: Sequence[Run], title: str) 
         parts += [f"## {_escape(table.heading)}", _escape(summary(table))]
         parts.append("\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines))
         parts.append("\n".join(f"- {_escape(note)}" for note in table.notes))
+        parts.append("\n".join(f"- {claim}" for claim in claims(table.rows)))
     parts.append("\n".join(f"- {_escape(unfinished_note(run))}" for run in unfinished))
     return "\n\n".join(filter(None, parts)) + "\n"
 

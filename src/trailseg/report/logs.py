@@ -3,7 +3,6 @@
 Legend: S steps, K classes.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from trailseg import runs
 from trailseg.errors import FileError
 from trailseg.labels import RGB
 from trailseg.metrics import measures
@@ -75,7 +74,7 @@ class Run:
     seed: int
     epochs_planned: int
     options: Mapping[str, Any]
-    """All settings, seed and epochs among them."""
+    """What it computes: all options but where it was computed and kept."""
     network: Network
     data: Data
     versions: Mapping[str, str]
@@ -105,12 +104,11 @@ def read_runs(folder: Path) -> list[Run]:
     if not folder.is_dir():
         raise FileError(folder, "is not a folder", "name a run or a folder of runs")
     found = [folder] if _is_run(folder) else sorted(path.parent for path in folder.rglob("config.yaml"))
-    runs = [_read(path) for path in found if _is_run(path)]
-    if not runs:
+    if not any(map(_is_run, found)):
         raise FileError(
             folder, "holds no run (config.yaml with log.jsonl)", "train one into it, or name another folder"
         )
-    return runs
+    return [_read(path) for path in found if _is_run(path)]
 
 
 def _is_run(folder: Path) -> bool:
@@ -118,15 +116,16 @@ def _is_run(folder: Path) -> bool:
 
 
 def _read(folder: Path) -> Run:
+    stored = runs.Run.open(folder)
+    config, log = stored.config, stored.log()
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-        network, data = config["network"], config["data"]
+        network, data, options = config["network"], config["data"], config["options"]
         run = Run(
             path=folder,
             name=str(config["name"]),
-            seed=int(config["options"]["seed"]),
-            epochs_planned=int(config["options"]["epochs"]),
-            options=config["options"],
+            seed=int(options["seed"]),
+            epochs_planned=int(options["epochs"]),
+            options={name: value for name, value in options.items() if name not in runs.PLACE},
             network=Network(**{name: network[name] for name in Network.__dataclass_fields__}),
             data=Data(
                 name=str(data["name"]),
@@ -136,37 +135,18 @@ def _read(folder: Path) -> Run:
                 train=int(data["train"]),
             ),
             versions={str(name): str(version) for name, version in config["versions"].items()},
-            losses=(),
+            losses=tuple((int(line["epoch"]), float(line["loss"])) for line in log),
             validations=(),
         )
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         problem = f"is not the configuration of a run ({type(error).__name__}: {error})"
         raise FileError(folder / "config.yaml", problem, "restore the file, or train the run again") from error
-    return _with_log(run)
-
-
-def _with_log(run: Run) -> Run:
-    """`run` with what its log holds."""
-    path = run.path / "log.jsonl"
-    lines = path.read_bytes().decode("utf-8", "replace").splitlines()
-    epochs: list[dict[str, Any]] = []
     try:
-        for number, line in enumerate(lines, start=1):
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                if number == len(lines):
-                    break  # the process was killed while it wrote this line
-                raise
-            while epochs and epochs[-1]["epoch"] >= entry["epoch"]:
-                epochs.pop()  # written before the run was resumed from an earlier checkpoint
-            epochs.append(entry)
-        losses = tuple((int(e["epoch"]), float("nan" if e["loss"] is None else e["loss"])) for e in epochs)
-        measured = [_validation(e["epoch"], e["val"], len(run.data.classes)) for e in epochs if e["val"]]
+        measured = [_validation(line["epoch"], line["val"], len(run.data.classes)) for line in log if line["val"]]
     except (KeyError, TypeError, ValueError) as error:
         problem = f"is not the log of a run ({type(error).__name__}: {error})"
-        raise FileError(path, problem, "restore the file, or train the run again") from error
-    return replace(run, losses=losses, validations=tuple(v for v in measured if v.confusion.any()))
+        raise FileError(folder / "log.jsonl", problem, "restore the file, or train the run again") from error
+    return replace(run, validations=tuple(v for v in measured if v.confusion.any()))
 
 
 def _validation(epoch: int, val: dict[str, Any], classes: int) -> Validation:

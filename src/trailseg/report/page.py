@@ -1,6 +1,7 @@
 """The page of a study: one HTML file that holds everything and asks the network for nothing."""
 
 import json
+import re
 import shlex
 from base64 import b64encode
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from trailseg.report.claims import claims
 from trailseg.report.formats import READING, cells, several, summary, unfinished_note
 from trailseg.report.logs import Run
 from trailseg.report.plots import Plot
@@ -45,6 +47,7 @@ def _section(table: Table, plots: Sequence[Plot]) -> dict[str, Any]:
         "table": table,
         "summary": summary(table),
         "cells": [cells(row, table.steps) for row in (table.trivial, *table.rows)],
+        "claims": [re.sub(r"\*\*(.*?)\*\*", r"\1", claim) for claim in claims(table.rows)],
         "best": table.ranked[0].name,
         "plots": [(plot, _embed(plot.path)) for plot in plots],
         "pictures": [(row.name, picture) for row in table.ranked if (picture := _picture(row))],

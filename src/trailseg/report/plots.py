@@ -15,7 +15,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullL
 from matplotlib.transforms import Bbox
 
 from trailseg.report.table import Row, Table
-from trailseg.report.writing import write
+from trailseg.writing import write_whole
 
 STYLE: dict[Any, Any] = {
     "axes.titlesize": 10.5,
@@ -61,7 +61,7 @@ def draw(table: Table, folder: Path, number: int = 1) -> list[Plot]:
         for name, (plot, title, caption) in PLOTS.items():
             figure, image = plot(table), BytesIO()
             figure.savefig(image, format="png", dpi=160)
-            path = write(folder / f"{name}{f'-{number}' if number > 1 else ''}.png", image.getvalue())
+            path = write_whole(folder / f"{name}{f'-{number}' if number > 1 else ''}.png", image.getvalue())
             plots.append(Plot(path, round(100 * figure.get_figwidth()), title, caption))
     return plots
 

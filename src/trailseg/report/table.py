@@ -11,16 +11,12 @@ from typing import Any
 import numpy as np
 
 from trailseg.metrics import measures, trivial_confusion
+from trailseg.networks.table import BASELINE, NAMED
 from trailseg.report.logs import Data, Network, Run, Validation
 
-ORDER = (
-    *(f"iterative-v{i}" for i in range(1, 7)),
-    *("hourglass", "hourglass-iter", "hourglass-iter-ex"),
-    *("res-hourglass", "res-hourglass-iter", "res-hourglass-iter-ex", "single"),
-)
+ORDER = [*NAMED, *BASELINE]
 """The rows that come first, in this order; any other name follows by the alphabet."""
 
-PLACES = ("out", "resume")  # options that say where a run lies, not what it is
 NONE = "–"  # what a cell shows that has no value
 
 
@@ -127,7 +123,7 @@ def build_tables(runs: Sequence[Run]) -> list[Table]:
 def _table(groups: dict[tuple[str, int], list[Run]]) -> Table:
     names = [name for name, _ in groups]
     rows = [
-        _row(name if names.count(name) == 1 else f"{name}, {steps} steps", group)
+        _row(name if names.count(name) == 1 else f"{name}, steps={steps}", group)
         for (name, steps), group in sorted(groups.items(), key=lambda item: _place(*item[0]))
     ]
     first = rows[0].runs[0]
@@ -186,8 +182,8 @@ def _notes(row: Row) -> Iterable[str]:
 
 
 def settings(runs: Sequence[Run]) -> tuple[dict[str, Any], list[str]]:
-    """The options that all `runs` share, and the names of those that differ; not where a run was written."""
-    names = [name for name in dict.fromkeys(chain.from_iterable(run.options for run in runs)) if name not in PLACES]
+    """The options that all `runs` share, and the names of those that differ."""
+    names = list(dict.fromkeys(chain.from_iterable(run.options for run in runs)))
     first = runs[0].options
     common = {
         name: first[name]
