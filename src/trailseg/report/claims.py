@@ -61,9 +61,10 @@ def _parameters(named: dict[str, Row]) -> Iterator[str]:
         behind = 100 * (one.miou[-1].mean - many.miou[-1].mean)
         small, large = (f"{row.name} with {row.network.parameters / 1e6:.2f}M" for row in (one, many))
         yield (
-            f"**Iterative networks need a fifth of the hourglass's parameters**: at {len(many.miou)} steps the ratio is "
-            f"{ratio:.1f} (a fifth would be 5). The best network of one core, {small}, has {one.miou[-1].percent()} % "
-            f"mIoU; the best stack, {large}, has {many.miou[-1].percent()} % ({behind:+.1f} points for the iterative one)."
+            f"**Iterative networks need a fifth of the hourglass's parameters**: at {len(many.miou)} steps the ratio "
+            f"is {ratio:.1f} (a fifth would be 5). The best network of one core, {small}, has "
+            f"{one.miou[-1].percent()} % mIoU; the best stack, {large}, has {many.miou[-1].percent()} % "
+            f"({behind:+.1f} points for the iterative one)."
         )
 
 
