@@ -1,176 +1,70 @@
 """The command line: one function a command, each importing what it needs, so that `--help` answers at once."""
 
 import json
+import os
+import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from trailseg.config import DataOptions, MachineOptions, NetworkOptions, Size, TrainOptions, at_least
+from trailseg import __version__
+from trailseg.config import (
+    CheckOptions,
+    EvaluateOptions,
+    MakeOptions,
+    NetworksOptions,
+    PredictOptions,
+    ReportOptions,
+    Size,
+    StatsOptions,
+    StudyOptions,
+    TrainOptions,
+)
 from trailseg.errors import FileError, OptionError, require
+from trailseg.parsing import from_mapping, help_text, read_words, require_word, signature
 
-USAGE = """trailseg: segmentation networks that refine their own answer
-
-usage: trailseg COMMAND [key=value ...] [-c file.yaml ...]      (--key value works too; the command line wins)
-
-  networks                       the table of networks: cores, context, residual, parameters, MACs per step
-  data make DIR                  procedural off-road scenes on disk, in TAS500's layout
-  data check                     every fault of a data set, each with its file and the remedy
-  data stats                     pixels and pictures per class, as a table and a plot
-  train                          train one network into a run directory, or resume=RUN
-  evaluate RUN                   measure a run on a split, for every step
-  predict RUN PICTURE_OR_FOLDER  class ids and overlays for pictures
-  study FILE                     train, resume or skip every run of a study, then report
-  report FOLDER                  table, plots and report.html from the logs of a study or a run
-
-trailseg COMMAND --help lists the command's options, each with its unit and default.
-Exit codes: 0 done, 1 something is wrong with files or data, 2 a wrong option or value.
-"""
+Given = dict[str, Any]
+"""The options that a person gave, not yet converted."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworksOptions(NetworkOptions):
-    """List the table of networks, with the cost of each at these options."""
-
-    network: str = "all"
-    """Row to list, or all."""
-    classes: int = 9
-    """Classes K (9 is TAS500's coarse label set)."""
-    json: bool = False
-    """Whether to print JSON: a list of objects."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MakeOptions:
-    """Write procedural scenes to disk, in exactly TAS500's layout, colours and file names."""
-
-    dir: str
-    """Folder to write tas500v1.1/ into."""
-    train: int = 44
-    """Training scenes."""
-    val: int = 60
-    """Validation scenes (the TAS500 reader takes the first 50 as val and the rest as test)."""
-    test: int = 10
-    """Scenes without labels."""
-    size: Size = Size(620, 2026)
-    """Height,width in pixels (the default is TAS500's)."""
-    seed: int = 0
-    """Seed of the scenes."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "train", "val", "test", "seed")
-        if min(self.size) < 16:
-            raise OptionError(f"size={self.size.height},{self.size.width}: take at least 16 pixels each way")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StatsOptions(DataOptions):
-    """Count pixels and pictures per class."""
-
-    split: str = "train"
-    """Split to count."""
-    size: Size = Size(128, 256)
-    """Height,width in pixels of procedural scenes."""
-    out: str | None = None
-    """PNG to write the plot to (default: stats-DATA-SPLIT.png)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(MachineOptions):
-    """Measure a trained network on a whole split, at every step."""
-
-    run: str
-    """Run directory."""
-    split: str = "val"
-    """Split to measure on, such as val or test."""
-    steps: int | None = None
-    """Steps of refinement (default: as trained)."""
-    checkpoint: str = "last"
-    """Checkpoint: last, or best (chosen on val, so measured there it flatters)."""
-    root: str | None = None
-    """Folder that holds the data set (default: where it was trained from)."""
-    batch: int = 8
-    """Pictures at a time."""
-    json: bool = False
-    """Whether to print JSON: one object."""
-
-    def __post_init__(self) -> None:
-        MachineOptions.__post_init__(self)
-        require("checkpoint", self.checkpoint, ("last", "best"))
-        at_least(self, 1, "batch")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions(MachineOptions):
-    """Write NAME.png (8-bit class ids) and NAME_overlay.png for pictures, at each picture's own size."""
-
-    run: str
-    """Run directory."""
-    pictures: str
-    """Picture, or folder of pictures."""
-    out: str
-    """Folder to write to."""
-    steps: int | None = None
-    """Steps of refinement (default: as trained)."""
-    checkpoint: str = "last"
-    """Checkpoint: last or best."""
-
-    def __post_init__(self) -> None:
-        MachineOptions.__post_init__(self)
-        require("checkpoint", self.checkpoint, ("last", "best"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyOptions(TrainOptions):
-    """Train every run of a study; any option of `train` holds for all of them and wins over the file."""
-
-    file: str
-    """YAML file of the study."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportOptions:
-    """Write table.md, table.csv, plots/ and report.html again, from the logs alone."""
-
-    folder: str
-    """Folder of a study, or of one run."""
-
-
-def networks(words: Sequence[str]) -> int:
+def networks(given: Given) -> int:
     """`trailseg networks`."""
-    from trailseg.parsing import from_words
-
-    options = from_words(NetworksOptions, "networks", words)
+    options = from_mapping(NetworksOptions, given)
     from trailseg.networks.cost import cost
     from trailseg.networks.table import ROWS
     from trailseg.runs import network_options
 
-    names = list(ROWS) if options.network == "all" else [require("network", options.network, ROWS)]
+    names = ROWS if options.network == "all" else [require("network", options.network, [*ROWS, "all"])]
     table = []
     for name in names:
         row = ROWS[name]
-        price = asdict(cost(classes=options.classes, **network_options(replace(options, network=name))))
-        table.append({"name": name, "cores": row.cores, "context": row.context, "residual": row.residual} | price)
+        price = cost(classes=options.classes, **network_options(replace(options, network=name)))
+        table.append(
+            {"name": name, "cores": row.cores, "context": row.context, "residual": row.residual} | asdict(price)
+        )
     if options.json:
         print(json.dumps(table, indent=1))
         return 0
-    rows = [
-        [r["name"], str(r["cores"]), r["context"], "yes" if r["residual"] else "no", f"{r['parameters'] / 1e6:.2f}",
-         f"{r['macs_stem'] / 1e9:.2f}", f"{r['macs_step'] / 1e9:.2f}"]
-        for r in table
-    ]  # fmt: skip
-    heads = ["network", "cores", "context", "residual", "parameters (M)", "stem (GMAC)", "a step (GMAC)"]
     size = f"{options.size.height} x {options.size.width}"
-    _print_table(heads, rows, f"{options.stem}, {options.channels} channels, {options.steps} steps, {size} pixels")
+    print(f"{options.stem}, {options.channels} channels, {options.steps} steps, {size} pixels\n")
+    heads = ["network", "cores", "context", "residual", "parameters (M)", "stem (GMAC)", "a step (GMAC)"]
+    costs = (("parameters", 1e6), ("macs_stem", 1e9), ("macs_step", 1e9))
+    _print_table(
+        heads,
+        [
+            [r["name"], r["cores"], r["context"], "yes" if r["residual"] else "no"]
+            + [f"{r[key] / unit:.2f}" for key, unit in costs]
+            for r in table
+        ],
+    )
     return 0
 
 
-def data_make(words: Sequence[str]) -> int:
+def data_make(given: Given) -> int:
     """`trailseg data make`."""
-    from trailseg.parsing import from_words
-
-    options = from_words(MakeOptions, "data make", words, ["dir"])
+    options = from_mapping(MakeOptions, given)
     from trailseg.data import scenes
 
     root = Path(options.dir)
@@ -179,16 +73,13 @@ def data_make(words: Sequence[str]) -> int:
     return 0
 
 
-def data_check(words: Sequence[str]) -> int:
+def data_check(given: Given) -> int:
     """`trailseg data check`."""
-    from trailseg.parsing import from_words
-
-    options = from_words(DataOptions, "data check", words)
+    options = from_mapping(CheckOptions, given)
     from trailseg.data.readers import open_data
 
-    source = open_data(
-        options.data, root=options.root, labels=options.labels, size=Size(128, 256), pictures=options.pictures
-    )
+    size = Size(128, 256)  # of procedural scenes, which have no faults
+    source = open_data(options.data, root=options.root, labels=options.labels, size=size, pictures=options.pictures)
     faults = 0
     for fault in source.faults():
         print(fault)
@@ -197,49 +88,48 @@ def data_check(words: Sequence[str]) -> int:
     return 1 if faults else 0
 
 
-def data_stats(words: Sequence[str]) -> int:
+def data_stats(given: Given) -> int:
     """`trailseg data stats`."""
-    from trailseg.parsing import from_words
-
-    options = from_words(StatsOptions, "data stats", words)
+    options = from_mapping(StatsOptions, given)
     from trailseg.data.readers import open_data
     from trailseg.data.statistics import count, plot
 
+    out = Path(options.out or f"stats-{options.data}-{options.split}.png")
+    if out.exists():
+        raise FileError(out, "is there already", "say another out=, or remove it")
     source = open_data(
         options.data, root=options.root, labels=options.labels, size=options.size, pictures=options.pictures
     )
     counts = count(source.split(options.split), source.labels)
-    rows = [[c.name, str(c.pixels), f"{100 * c.share:.3f}", str(c.pictures)] for c in counts]
-    _print_table(["class", "pixels", "share (%)", "pictures"], rows, f"{options.data}, {options.split}")
-    out = Path(options.out or f"stats-{options.data}-{options.split}.png")
-    print(f"wrote {plot(counts, f'{options.data}, {options.split}', out)}")
+    print(f"{options.data}, {options.split}\n")
+    rows = [[c.name, c.pixels, f"{100 * c.share:.3f}", c.pictures] for c in counts]
+    _print_table(["class", "pixels", "share (%)", "pictures"], rows)
+    print(f"\nwrote {plot(counts, f'{options.data}, {options.split}', out)}")
     return 0
 
 
-def train(words: Sequence[str]) -> int:
+def train(given: Given) -> int:
     """`trailseg train`."""
-    from trailseg.parsing import from_mapping, read_words
-
-    given = read_words(TrainOptions, words)
+    options = from_mapping(TrainOptions, given)
     from trailseg import study
     from trailseg.runs import Run
 
-    if given.get("resume"):
-        run = Run.open(given["resume"])
-        options = from_mapping(TrainOptions, asdict(run.options) | given, "trailseg train")
-        folder, name = run.folder, run.config["name"]
-    else:
-        options = from_mapping(TrainOptions, given, "trailseg train")
-        folder, name = Path(options.out or f"runs/{options.network}"), options.network
-    study.train(options, folder, name=name, console=_console(), resume=bool(options.resume))
+    name, folder = options.network, Path(options.out or f"runs/{options.network}")
+    if options.resume:
+        run = Run.open(options.resume)
+        options = from_mapping(TrainOptions, asdict(run.options) | given)
+        name, folder = run.config["name"], run.folder
+    try:
+        study.train(options, folder, name=name, console=_console(), resume=bool(options.resume))
+    except KeyboardInterrupt:
+        begun = (folder / "config.yaml").exists()
+        raise KeyboardInterrupt(f"go on with `trailseg train resume={folder}`" if begun else "") from None
     return 0
 
 
-def evaluate(words: Sequence[str]) -> int:
+def evaluate(given: Given) -> int:
     """`trailseg evaluate`."""
-    from trailseg.parsing import from_words
-
-    options = from_words(EvaluateOptions, "evaluate", words, ["run"])
+    options = from_mapping(EvaluateOptions, given)
     from trailseg.evaluation import evaluate_run
     from trailseg.runs import Run
 
@@ -255,71 +145,57 @@ def evaluate(words: Sequence[str]) -> int:
     if options.json:
         print(json.dumps({key: value for key, value in measured.items() if key != "confusion"}, indent=1))
         return 0
-    names = list(measured["steps"][0]["iou"])
-    rows = [
-        [str(step["step"]), _percent(step["pixel_accuracy"]), _percent(step["miou"]), _percent(stem["miou"])]
-        + [_percent(step["iou"][name]) for name in names]
-        for step, stem in zip(measured["steps"], measured["at_stem_scale"]["steps"], strict=True)
-    ]
-    title = f"{options.run}, {options.split}: {measured['images']} pictures, full size, in %"
-    _print_table(["step", "pixel accuracy", "mIoU", "mIoU at stem", *names], rows, title)
+    print(f"{options.run}, {options.split}: {measured['images']} pictures, full size, in %\n")
+    steps = list(zip(measured["steps"], measured["at_stem_scale"]["steps"], strict=True))
+    heads = ["step", "pixel accuracy", "mIoU", "mIoU at stem", *measured["steps"][0]["iou"]]
+    shares = [[full["pixel_accuracy"], full["miou"], stem["miou"], *full["iou"].values()] for full, stem in steps]
+    rows = [[i, *("-" if s is None else f"{100 * s:.2f}" for s in row)] for i, row in enumerate(shares, 1)]
+    _print_table(heads, rows)
     return 0
 
 
-def predict(words: Sequence[str]) -> int:
+def predict(given: Given) -> int:
     """`trailseg predict`."""
-    from trailseg.parsing import from_words
-
-    options = from_words(PredictOptions, "predict", words, ["run", "pictures"])
-    import numpy as np
-
-    from trailseg.prediction import find_pictures, predict_files
+    options = from_mapping(PredictOptions, given)
+    from trailseg.prediction import predict_run
     from trailseg.runs import Run
-    from trailseg.training import make_fabric
 
-    run = Run.open(options.run)
-    network = run.network(options.checkpoint)
-    steps = network.up_to(run.options.steps) if options.steps is None else options.steps
-    network.check_steps(steps)
-    device = make_fabric(options).device
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(run.config["data"]["colours"])] = run.config["data"]["colours"]
-    written = predict_files(
-        network.to(device),
-        find_pictures(Path(options.pictures)),
+    code = 0
+    for written in predict_run(
+        Run.open(options.run),
+        Path(options.pictures),
         Path(options.out),
-        size=run.options.size,
-        steps=steps,
-        palette=palette,
-        device=device,
-    )
-    for path in written:
-        print(path)
-    return 0
+        options,
+        steps=options.steps,
+        checkpoint=options.checkpoint,
+    ):
+        if isinstance(written, FileError):
+            code = _fail("predict", written, 1)
+        else:
+            print(written)
+    return code
 
 
-def study(words: Sequence[str]) -> int:
+def study(given: Given) -> int:
     """`trailseg study`."""
-    from trailseg.parsing import read_words
-
-    given = read_words(StudyOptions, words, ["file"])
-    if "file" not in given:
-        raise OptionError("FILE is missing; usage: trailseg study FILE out=FOLDER key=value ...")
+    if "resume" in given:
+        raise OptionError("resume: a study goes on by itself; give the same command again")
     from trailseg.study import run_study
 
     file = Path(given.pop("file"))
     out = Path(given.pop("out", None) or f"runs/{file.stem}")
-    failures = run_study(file, out, given, _console())
+    try:
+        failures = run_study(file, out, given, _console())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("give the same command again to go on") from None
     print((out / "table.md").read_text(encoding="utf-8"))
     print(f"wrote {out / 'table.md'}, {out / 'table.csv'}, {out / 'plots'} and {out / 'report.html'}")
     return 1 if failures else 0
 
 
-def report(words: Sequence[str]) -> int:
+def report(given: Given) -> int:
     """`trailseg report`."""
-    from trailseg.parsing import from_words
-
-    options = from_words(ReportOptions, "report", words, ["folder"])
+    options = from_mapping(ReportOptions, given)
     from trailseg.report import write_report
 
     written = write_report(Path(options.folder))
@@ -328,10 +204,10 @@ def report(words: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], type]] = {
+COMMANDS: dict[str, tuple[Callable[[Given], int], type]] = {
     "networks": (networks, NetworksOptions),
     "data make": (data_make, MakeOptions),
-    "data check": (data_check, DataOptions),
+    "data check": (data_check, CheckOptions),
     "data stats": (data_stats, StatsOptions),
     "train": (train, TrainOptions),
     "evaluate": (evaluate, EvaluateOptions),
@@ -340,38 +216,49 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], type]] = {
     "report": (report, ReportOptions),
 }
 
+_LINES = "\n".join(f"  {signature(name, kind):<31}{kind.__doc__}" for name, (_, kind) in COMMANDS.items())
+USAGE = f"""trailseg: segmentation networks that refine their own answer
+
+usage: trailseg COMMAND [key=value ...] [-c file.yaml ...]      (--key value works too; the command line wins)
+
+{_LINES}
+
+trailseg COMMAND --help lists the command's options, each with its unit and default.
+Exit codes: 0 done, 1 something is wrong with files or data, 2 a wrong option or value, 130 interrupted.
+"""
+
 
 def run(words: Sequence[str]) -> int:
     """Carries out a command line and returns its exit code; what a user can mend is one line on standard error."""
+    name = " ".join(words[: 2 if words[:1] == ["data"] else 1])
+    asked = {"-h", "--help"} & set(words)
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
+        if not words or words[0] == "help" or (asked and name not in COMMANDS):
             print(USAGE, end="")
             return 0
-        if words[0] == "--version":
-            from trailseg import __version__
-
+        if name == "--version":
             print(f"trailseg {__version__}")
             return 0
-        length = 2 if words[0] == "data" else 1
-        name = " ".join(words[:length])
-        if name not in COMMANDS:
-            raise OptionError(str(_unknown(name)))
-        command, options = COMMANDS[name]
-        if {"-h", "--help"} & set(words[length:]):
-            from trailseg.parsing import help_text
-
-            print(help_text(options, name), end="")
+        command, kind = COMMANDS[require_word("command", name, COMMANDS)]
+        if asked:
+            print(help_text(name, kind), end="")
             return 0
-        return command(words[length:])
+        return command(read_words(kind, words[len(name.split()) :]))
     except OptionError as error:
-        print(f"trailseg: {error}", file=sys.stderr)
-        return 2
+        return _fail(name, error, 2)
     except FileError as error:
-        print(f"trailseg: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("trailseg: interrupted; a run goes on with `trailseg train resume=RUN`", file=sys.stderr)
-        return 130
+        return _fail(name, error, 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: let the last flush succeed
+        return 141
+    except OSError as error:
+        return _fail(name, f"{error.filename or 'a file'}: {error.strerror}; name another path, or mend this one", 1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("memory|[Ss]torage size", str(error)):
+            raise
+        return _fail(name, "there is not enough memory; take a smaller size, batch, channels or depth", 1)
+    except KeyboardInterrupt as error:
+        return _fail(name, f"interrupted{'; ' * bool(str(error))}{error}", 130)
 
 
 def main() -> None:
@@ -379,37 +266,23 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def _unknown(name: str) -> OptionError:
-    try:
-        require("command", name, COMMANDS)
-    except OptionError as error:
-        return OptionError(str(error).replace("command=", "command ", 1))
-    raise AssertionError(name)
+def _fail(name: str, error: object, code: int) -> int:
+    """Prints what went wrong, as one line on standard error, and returns `code`."""
+    command = f"trailseg {name}" if name in COMMANDS else "trailseg"
+    print(f"{command}: {error}".replace("\n", " "), file=sys.stderr)
+    return code
 
 
 def _console() -> Any:
     from rich.console import Console
 
-    return Console()
+    return Console(markup=False, emoji=False)
 
 
-def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
-    """A table on the terminal, never cut to its width."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    wanted = console.measure(table, options=console.options.update(max_width=1000)).maximum
-    console.width = max(console.width, wanted)
-    console.print(title, highlight=False)
-    console.print(table)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
+def _print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table of which the first column stands left and the others right."""
+    lines = [heads, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *others in lines:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        print("  ".join([first.ljust(widths[0]), *cells]))

@@ -37,11 +37,9 @@ class NetworkOptions:
     """Height,width in pixels that pictures are resized to (original: 384,768; the default suits a laptop)."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "channels", "depth", "steps")
-        if not self.growth > 0:
-            raise OptionError(f"growth={self.growth}: take a factor above 0, such as 1.5")
-        if min(self.size) < 1:
-            raise OptionError(f"size={self.size.height},{self.size.width}: take a height and width of at least 1 pixel")
+        require_range(self, 1, LARGE, "channels", "steps")
+        require_range(self, 1, 10, "depth")
+        require_range(self, 0.1, 10, "growth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,7 @@ class DataOptions:
     """Training scenes that data=procedural makes; its val and test hold a quarter as many each."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "pictures")
+        require_range(self, 1, LARGE, "pictures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +75,7 @@ class MachineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(MachineOptions, DataOptions, NetworkOptions):
-    """Train one network into a run directory."""
+    """Train one network into a run directory, or go on with resume=RUN."""
 
     epochs: int = 100
     """Times that every training picture is seen (original: 100 and 250)."""
@@ -113,16 +111,143 @@ class TrainOptions(MachineOptions, DataOptions, NetworkOptions):
         DataOptions.__post_init__(self)
         MachineOptions.__post_init__(self)
         require("schedule", self.schedule, ("constant", "cosine"))
-        at_least(self, 1, "epochs", "batch", "val_every", "devices", "nodes")
-        at_least(self, 0, "seed", "dice")
-        if not 0 < self.lr < float("inf"):
+        require_range(self, 1, LARGE, "epochs", "batch", "val_every", "devices", "nodes")
+        require_range(self, 0, LARGE, "seed", "dice")
+        if not self.lr > 0:
             raise OptionError(f"lr={self.lr}: take a learning rate above 0, such as 0.001")
         if self.freeze_stem and self.stem_from is None:
             raise OptionError("freeze_stem=true needs a trained stem: say stem_from=RUN")
+        if self.resume and self.out:
+            raise OptionError(f"out={self.out}: a run goes on in its own folder, {self.resume}; leave out= away")
 
 
-def at_least(options: object, least: int, *names: str) -> None:
-    """OptionError unless each of those options is at least `least`."""
+@dataclass(frozen=True, kw_only=True)
+class NetworksOptions(NetworkOptions):
+    """List the table of networks, and what each costs at these options."""
+
+    network: str = "all"
+    """Row of the table to list, or all."""
+    classes: int = 9
+    """Classes K (9 is TAS500's coarse label set)."""
+    json: bool = False
+    """Whether to print JSON: a list of objects."""
+
+    def __post_init__(self) -> None:
+        NetworkOptions.__post_init__(self)
+        require_range(self, 1, 254, "classes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeOptions:
+    """Write procedural off-road scenes to disk, in TAS500's layout."""
+
+    dir: str
+    """Folder to write tas500v1.1/ into."""
+    train: int = 44
+    """Training scenes."""
+    val: int = 60
+    """Validation scenes (the TAS500 reader takes the first 50 as val and the rest as test)."""
+    test: int = 10
+    """Scenes without labels."""
+    size: Size = Size(620, 2026)
+    """Height,width in pixels (the default is TAS500's)."""
+    seed: int = 0
+    """Seed of the scenes."""
+
+    def __post_init__(self) -> None:
+        require_range(self, 0, LARGE, "train", "val", "test", "seed")
+        if min(self.size) < 16:
+            raise OptionError(f"size={self.size.height},{self.size.width}: take at least 16 pixels each way")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(DataOptions):
+    """Name every fault of a data set, each with its file and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatsOptions(DataOptions):
+    """Count pixels and pictures per class, as a table and a plot."""
+
+    split: str = "train"
+    """Split to count: train, val or test (tas500 also val-all)."""
+    size: Size = Size(128, 256)
+    """Height,width in pixels of procedural scenes; pictures on disk are counted at their own size."""
+    out: str | None = None
+    """PNG to write the plot to (default: stats-DATA-SPLIT.png)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOptions(MachineOptions):
+    """A trained network."""
+
+    run: str
+    """Run directory, as `trailseg train` made it."""
+    steps: int | None = None
+    """Steps of refinement (default: as trained)."""
+    checkpoint: str = "last"
+    """Checkpoint: last, or best (chosen on val, so measured there it flatters)."""
+
+    def __post_init__(self) -> None:
+        MachineOptions.__post_init__(self)
+        require("checkpoint", self.checkpoint, ("last", "best"))
+        if self.steps is not None:
+            require_range(self, 1, LARGE, "steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(TrainedOptions):
+    """Measure a trained network on a whole split, at every step."""
+
+    split: str = "val"
+    """Split to measure on: train, val or test (tas500 also val-all)."""
+    root: str | None = None
+    """Folder that holds the data set (default: where it was trained from)."""
+    batch: int = 8
+    """Pictures at a time."""
+    json: bool = False
+    """Whether to print JSON: one object."""
+
+    def __post_init__(self) -> None:
+        TrainedOptions.__post_init__(self)
+        require_range(self, 1, LARGE, "batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(TrainedOptions):
+    """Write class ids and an overlay for each picture, at its own size."""
+
+    pictures: str
+    """Picture, or folder of pictures."""
+    out: str
+    """Folder to write NAME.png (8-bit class ids) and NAME_overlay.png to; nothing in it is overwritten."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(TrainOptions):
+    """Train, resume or skip every run of a study, then report."""
+
+    file: str
+    """YAML file of the study; options of `train` beside it win over what it says."""
+    out: str | None = None
+    """Folder of the runs and the report (default: runs/ and the file's name)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write table, plots and report.html again, from the logs alone."""
+
+    folder: str
+    """Folder of a study, or of one run."""
+
+
+LARGE = 2**31 - 1  # more than anybody needs, and still a number that every library takes
+
+
+def require_range(options: object, least: float, most: float, *names: str) -> None:
+    """OptionError unless each of those options lies in least..most."""
     for name in names:
-        if not getattr(options, name) >= least:
-            raise OptionError(f"{name}={getattr(options, name)}: take at least {least}")
+        value = getattr(options, name)
+        if not least <= value <= most:
+            limit = f"at least {least}" if value < least else f"at most {most}"
+            raise OptionError(f"{name}={value}: take {limit}")

@@ -60,24 +60,24 @@ def decode(image: Image.Image, labels: LabelSet, encoding: str = "auto") -> np.n
     (RGB or palette colours), or "auto": whichever is possible. Where both are possible and disagree, the file is
     ambiguous and refused. LabelError on that, on unknown ids or colours and on modes that cannot hold labels.
     """
-    readings: dict[str, np.ndarray] = {}
+    readings: list[np.ndarray] = []
     failures: list[LabelError] = []
-    for name, read in (("ids", _file_ids), ("colours", _file_ids_of_colours)):
+    for name, read in (("ids", _ids), ("colours", _ids_of_colours)):
         if encoding in ("auto", name):
             try:
-                readings[name] = labels.class_ids(read(image, labels))
+                readings.append(labels.class_ids(read(image, labels)))
             except LabelError as error:
                 failures.append(error)
     if not readings:
         # A picture with colours in it was meant as colours: its failure is the one to report.
-        raise failures[-1] if _has_colours(image) else failures[0]
-    first, *others = readings.values()
-    if any((first != other).any() for other in others):
+        coloured = image.mode in ("RGB", "RGBA") and np.ptp(np.asarray(image)[..., :3], axis=2).any()
+        raise failures[-1 if coloured else 0]
+    if any((readings[0] != other).any() for other in readings[1:]):
         raise LabelError("is ambiguous: valid as ids and as colours, which disagree; say which encoding it has")
-    return first
+    return readings[0]
 
 
-def _file_ids(image: Image.Image, _: LabelSet) -> np.ndarray:
+def _ids(image: Image.Image, _: LabelSet) -> np.ndarray:
     """File ids (H, W) of a picture whose numbers are the ids."""
     if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
         ids = np.asarray(image).astype(np.int64)
@@ -85,49 +85,39 @@ def _file_ids(image: Image.Image, _: LabelSet) -> np.ndarray:
             raise LabelError("ids outside 0-65535; write the ids as 8-bit grey")
         return ids
     channels = _channels(image)
-    if (channels != channels[..., :1]).any():
+    if np.ptp(channels, axis=2).any():
         raise LabelError("holds colours where ids are expected; write the ids as 8-bit grey")
-    return channels[..., 0].astype(np.int64)
+    return channels[..., 0]
 
 
-def _file_ids_of_colours(image: Image.Image, labels: LabelSet) -> np.ndarray:
+def _ids_of_colours(image: Image.Image, labels: LabelSet) -> np.ndarray:
     """File ids (H, W) of a picture whose colours stand for the ids."""
     if not labels.file_colours:
         raise LabelError(f"the classes of '{labels.name}' have no colours; name them in the class table")
-    if image.mode == "P":
-        image = image.convert("RGB")
     if image.mode in ("1", "L") or image.mode.startswith("I"):
         raise LabelError("is grey where colours are expected; say encoding ids if the grey values are ids")
-    weights = np.array([1 << 16, 1 << 8, 1])
-    packed = _channels(image).astype(np.int64) @ weights
-    known = np.array(list(labels.file_colours), np.int64) @ weights
-    order = np.argsort(known)
-    found = order[np.searchsorted(known, packed, sorter=order).clip(max=len(known) - 1)]
-    if (known[found] != packed).any():
-        unknown = np.unique(packed[known[found] != packed]).tolist()
-        colours = [f"{c >> 16},{c >> 8 & 255},{c & 255}" for c in unknown]
+    packed = _channels(image) @ np.array([1 << 16, 1 << 8, 1])
+    table = sorted((red << 16 | green << 8 | blue, i) for (red, green, blue), i in labels.file_colours.items())
+    known, ids = np.array(table).T
+    place = np.searchsorted(known, packed).clip(max=len(known) - 1)
+    if (strange := known[place] != packed).any():
+        unknown = [f"{c >> 16},{c >> 8 & 255},{c & 255}" for c in np.unique(packed[strange]).tolist()]
         raise LabelError(
-            f"{_some('colour', colours)} outside the classes of '{labels.name}'; correct the label or the class table"
+            f"{_some('colour', unknown)} outside the classes of '{labels.name}'; correct the label or the class table"
         )
-    return np.array(list(labels.file_colours.values()), np.int64)[found]
+    return ids[place]
 
 
 def _channels(image: Image.Image) -> np.ndarray:
-    """The three channels (H, W, 3) of an RGB picture, or of an opaque RGBA or LA one."""
-    if image.mode in ("RGBA", "LA", "PA"):
-        if np.asarray(image.getchannel("A")).min() < 255:
-            raise LabelError("has transparent pixels, which no class stands for; save it without an alpha channel")
-        image = image.convert("RGB")
-    if image.mode != "RGB":
+    """The three channels (H, W, 3) of a picture with colours, none of them transparent."""
+    if image.mode in ("P", "LA", "RGBA"):
+        image = image.convert("RGBA")
+    elif image.mode != "RGB":
         raise LabelError(f"has the mode {image.mode}, which cannot hold labels; save it as 8-bit grey ids or as RGB")
-    return np.asarray(image)
-
-
-def _has_colours(image: Image.Image) -> bool:
-    if image.mode in ("P", "RGB", "RGBA"):
-        pixels = np.asarray(image.convert("RGB"))
-        return bool((pixels != pixels[..., :1]).any())
-    return False
+    channels = np.asarray(image)
+    if (channels[..., 3:] < 255).any():
+        raise LabelError("has transparent pixels, which no class stands for; save it without an alpha channel")
+    return channels[..., :3]
 
 
 def _some(noun: str, values: list[Any]) -> str:

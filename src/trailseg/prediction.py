@@ -1,6 +1,6 @@
 """Class ids and overlays for pictures, from a trained network."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trailseg.config import Size
+from trailseg.config import MachineOptions, Size
 from trailseg.data.files import PICTURE_SUFFIXES, read_image
 from trailseg.data.memory import Memory
 from trailseg.errors import FileError
 from trailseg.networks.recurrence import Recurrence
+from trailseg.runs import Run
+from trailseg.training import make_fabric
 from trailseg.writing import write_whole
 
 
@@ -37,37 +39,43 @@ def find_pictures(path: Path) -> list[Path]:
         raise FileError(path, "there is no such file or folder", "name a picture or a folder of pictures")
     if path.is_file():
         return [path]
-    found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in PICTURE_SUFFIXES]
+    found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()]
     if not found:
         raise FileError(path, "holds no picture", f"name a folder with {', '.join(PICTURE_SUFFIXES)} files")
     return found
 
 
-def predict_files(
-    network: Recurrence,
-    pictures: Sequence[Path],
-    out: Path,
-    *,
-    size: Size,
-    steps: int,
-    palette: np.ndarray,
-    device: torch.device,
-) -> Iterator[Path]:
-    """Writes NAME.png (8-bit class ids at the picture's size) and NAME_overlay.png for each picture; yields NAME.png.
+def predict_run(
+    run: Run, pictures: Path, out: Path, machine: MachineOptions, *, steps: int | None, checkpoint: str
+) -> Iterator[Path | FileError]:
+    """Writes NAME.png (8-bit class ids at the picture's size) and NAME_overlay.png for the picture or folder.
 
-    FileError, before anything is written, where a file would be overwritten or two pictures share a name.
+    Yields each NAME.png, or for a picture that cannot be read what is wrong with it. FileError, before anything is
+    written, where a file would be overwritten or two pictures share a name.
     """
     targets: dict[Path, Path] = {}
-    for picture in pictures:
+    for picture in (found := find_pictures(pictures)):
         for target in (out / f"{picture.stem}.png", out / f"{picture.stem}_overlay.png"):
             if target in targets:
                 raise FileError(picture, f"would be written to {target}, as would {targets[target]}", "rename one")
             if target.exists():
                 raise FileError(target, "is there already", "say another out=, or remove it")
             targets[target] = picture
-    for picture in pictures:
-        image = read_image(picture)
-        ids = predict(network, image, size=size, steps=steps, device=device)[-1]
+    network = run.network(checkpoint)
+    steps = network.up_to(run.options.steps) if steps is None else steps
+    network.check_steps(steps)
+    fabric = make_fabric(machine)
+    network.to(fabric.device)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(run.config["data"]["colours"])] = run.config["data"]["colours"]
+    for picture in found:
+        try:
+            image = read_image(picture)
+        except FileError as error:
+            yield error
+            continue
+        with fabric.autocast():
+            ids = predict(network, image, size=run.options.size, steps=steps, device=fabric.device)[-1]
         write_whole(out / f"{picture.stem}_overlay.png", _png(overlay(image, ids, palette)))
         yield write_whole(out / f"{picture.stem}.png", _png(ids))
 

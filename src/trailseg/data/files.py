@@ -1,16 +1,30 @@
-"""Pictures and labels on disk: pairing them, reading them, and saying what is wrong with each."""
+"""A data set of files: pictures paired with labels by their names, split, read, and checked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from trailseg.errors import FileError
+from trailseg.errors import FileError, require
 from trailseg.labels import LabelError, LabelSet, decode
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+
+
+class Picture(Protocol):
+    """One labelled picture."""
+
+    @property
+    def name(self) -> str:
+        """A name that is its own within the split."""
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Image (H, W, 3) uint8 RGB, and class ids (H, W) uint8, 0..K-1 or IGNORE."""
 
 
 @dataclass(frozen=True)
@@ -37,100 +51,143 @@ class FilePicture:
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Image (H, W, 3) uint8 RGB and class ids (H, W) uint8; FileError where they cannot be read or do not match."""
-        image, label = read_image(self.image), read_label(self.label, self.labels, self.encoding)
-        if image.shape[:2] != label.shape:
-            raise FileError(
-                self.label,
-                f"its size {_size(label)} is not that of its picture {self.image}, {_size(image)}",
-                "make the label anew from that picture, or remove both",
-            )
+        image, label = read_image(self.image), _read_label(self.label, self.labels, self.encoding)
+        if label.shape != image.shape[:2]:
+            sizes = [f"{height} x {width}" for height, width in (label.shape, image.shape[:2])]
+            problem = f"its size {sizes[0]} is not that of its picture {self.image}, {sizes[1]}"
+            raise FileError(self.label, problem, "make the label anew from that picture, or remove both")
         return image, label
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The pictures of a folder, and the labels that bear their names."""
+
+    pictures: Path
+    labels: tuple[LabelFolder, ...]
+    """One or more copies of the labels: the first is read, the others must agree with it."""
+    label_set: LabelSet
+    suffix: str = ""
+    """What stands in a label's name between that of its picture and ".png"."""
+    left_out: frozenset[str] = frozenset()
+    """Names of pictures that are passed over, with their labels."""
+
+    def pair(self, labels: LabelFolder) -> tuple[list[FilePicture], list[FileError]]:
+        """The pictures that have a label in `labels`, in the order of the names, and what is wrong with the others."""
+        check = "check root= and the data set's layout"
+        folders = {self.pictures: "pictures", labels.path: "labels"}
+        gone = [path for path in folders if not path.is_dir()]
+        if gone:
+            return [], [FileError(path, f"there is no folder of {folders[path]} here", check) for path in gone]
+        every = sorted(path for path in self.pictures.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+        label_of = {i: labels.path / f"{i.stem}{self.suffix}.png" for i in every if i.stem not in self.left_out}
+        there = {p for p in labels.path.glob("*.png") if p.stem.removesuffix(self.suffix) not in self.left_out}
+        bare = [image for image, label in label_of.items() if label not in there]
+        spare = sorted(there.difference(label_of.values()))
+        same = [(a, b) for a, b in pairwise(label_of) if a.stem == b.stem]
+        faults = [
+            *(FileError(i, "has no label", f"add {label_of[i]}, or remove the picture") for i in bare),
+            *(FileError(p, "is the label of no picture", f"add one to {self.pictures}, or remove it") for p in spare),
+            *(FileError(b, f"has the name of {a}", "rename or remove one of the two") for a, b in same),
+        ]
+        if not label_of:
+            faults.append(FileError(self.pictures, "holds no picture", check))
+        whole = [(image, label) for image, label in label_of.items() if label in there]
+        return [FilePicture(*files, labels.encoding, self.label_set) for files in whole], faults
+
+    def faults(self) -> Iterator[FileError]:
+        """What is wrong with the folder, inside its files, and between the copies of its labels."""
+        copies: dict[Path, list[FilePicture]] = {}
+        for labels in self.labels:
+            pairs, faults = self.pair(labels)
+            yield from faults
+            for picture in pairs:
+                copies.setdefault(picture.image, []).append(picture)
+        for pictures in copies.values():
+            whole: list[tuple[Path, np.ndarray]] = []
+            for picture in pictures:
+                try:
+                    whole.append((picture.label, picture.read()[1]))
+                except FileError as fault:
+                    yield fault
+            for label, ids in whole[1:]:
+                if not np.array_equal(ids, whole[0][1]):
+                    yield FileError(label, f"does not agree with {whole[0][0]}", "replace the wrong one of the two")
+
+
+class Split(NamedTuple):
+    """A selection from the pictures of a folder."""
+
+    folder: Folder
+    takes: Callable[[int], bool] = lambda place: True
+    """Whether the split takes the picture at this place, from 0 in the order of the names."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set: its classes and its named splits."""
+
+    name: str
+    labels: LabelSet
+    splits: Mapping[str, Split]
+
+    def split(self, name: str) -> Sequence[Picture]:
+        """The pictures of a split; FileError with the first fault of its folder."""
+        folder, takes = self.splits[require("split", name, self.splits)]
+        pairs, faults = folder.pair(folder.labels[0])
+        if faults:
+            first, more = faults[0], len(faults) - 1
+            remedy = first.remedy + (f" (and {more} more: `trailseg data check` lists them)" if more else "")
+            raise FileError(first.path, first.problem, remedy)
+        chosen = [picture for place, picture in enumerate(pairs) if takes(place)]
+        if not chosen:
+            problem = f"none of its {len(pairs)} pictures falls into split={name}"
+            raise FileError(folder.pictures, problem, "add pictures, or name another split")
+        return chosen
+
+    def faults(self) -> Iterator[FileError]:
+        """Every fault of the data set, once, each with its file and the remedy."""
+        told = set()
+        for folder in {split.folder.pictures: split.folder for split in self.splits.values()}.values():
+            for fault in folder.faults():
+                if str(fault) not in told:
+                    told.add(str(fault))
+                    yield fault
 
 
 def read_image(path: Path) -> np.ndarray:
     """A picture (H, W, 3) uint8 RGB, the way up that its EXIF tag says; FileError where it cannot be read."""
-    with _opened(path) as image:
-        if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip what it should scale
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    image = ImageOps.exif_transpose(_open(path))
+    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip what it should scale
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    return np.array(image.convert("RGB"))
 
 
-def read_label(path: Path, labels: LabelSet, encoding: str) -> np.ndarray:
+def _read_label(path: Path, labels: LabelSet, encoding: str) -> np.ndarray:
     """Class ids (H, W) uint8 of a label PNG; FileError where it cannot be read rightly."""
-    with _opened(path) as image:
-        try:
-            return decode(image, labels, encoding)
-        except LabelError as error:
-            problem, _, remedy = str(error).rpartition("; ")
-            raise FileError(path, problem or str(error), remedy if problem else "correct the label") from None
+    image = _open(path)
+    if image.format != "PNG":
+        raise FileError(path, f"is {image.format} under a PNG's name", "save the label as PNG, which loses nothing")
+    depth, kind = path.read_bytes()[24:26]
+    if (depth, kind) in ((2, 0), (4, 0), (16, 2), (16, 4), (16, 6)):  # grey is 0, colour 2, alpha 4
+        raise FileError(path, f"has {depth} bits a channel, which Pillow scales to 8", "save it with 8 bits a channel")
+    try:
+        return decode(image, labels, encoding)
+    except LabelError as error:
+        problem, _, remedy = str(error).rpartition("; ")
+        raise FileError(path, problem, remedy) from None
 
 
-def pair(images: Path, labels: LabelFolder, label_set: LabelSet, suffix: str = "") -> "Pairing":
-    """The pictures of a folder with the labels that bear their names (and `suffix`), in the order of the names."""
-    faults = [
-        FileError(folder, f"there is no folder of {what} here", "check root= and the data set's layout")
-        for folder, what in ((images, "pictures"), (labels.path, "labels"))
-        if not folder.is_dir()
-    ]
-    if faults:
-        return Pairing([], faults)
-    found = [path for path in sorted(images.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES]
-    pictures = []
-    for image in found:
-        label = labels.path / f"{image.stem}{suffix}.png"
-        if label.is_file():
-            pictures.append(FilePicture(image, label, labels.encoding, label_set))
-        else:
-            faults.append(FileError(image, "has no label", f"add {label}, or remove the picture"))
-    wanted = {f"{image.stem}{suffix}" for image in found}
-    faults += [
-        FileError(label, "is the label of no picture", f"add {images / label.name}, or remove the label")
-        for label in sorted(labels.path.glob("*.png"))
-        if label.stem not in wanted
-    ]
-    if not found:
-        faults.append(FileError(images, "holds no picture", "check root= and the data set's layout"))
-    return Pairing(pictures, faults)
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """The pairs of a folder, and what is wrong with those that are not whole."""
-
-    pictures: Sequence[FilePicture]
-    faults: Sequence[FileError]
-
-
-def faults_of(pictures: Sequence[FilePicture]) -> Iterator[FileError]:
-    """What is wrong inside the files of each pair."""
-    for picture in pictures:
-        try:
-            picture.read()
-        except FileError as fault:
-            yield fault
-
-
-class _opened:  # noqa: N801  # reads as `with _opened(path) as image`
+def _open(path: Path) -> Image.Image:
     """A wholly decoded picture; every way in which Pillow fails becomes a FileError."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self.image = Image.open(path)
-            self.image.load()
-        except FileNotFoundError:
-            raise FileError(path, "there is no such file", "check the path") from None
-        except Image.DecompressionBombError:
-            raise FileError(path, "has too many pixels to be opened safely", "scale it down") from None
-        except (OSError, ValueError, SyntaxError) as error:
-            problem = f"cannot be read as a picture ({' '.join(str(error).split())})"
-            raise FileError(path, problem, "replace the file with a whole one, or remove it") from None
-
-    def __enter__(self) -> Image.Image:
-        return self.image
-
-    def __exit__(self, *_: object) -> None:
-        self.image.close()
-
-
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[0]} x {array.shape[1]}"
+    try:
+        image = Image.open(BytesIO(path.read_bytes()))
+        image.load()
+    except FileNotFoundError:
+        raise FileError(path, "there is no such file", "check the path") from None
+    except UnidentifiedImageError:
+        raise FileError(path, "is not a picture", "replace it with a whole one, or remove it") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        problem = f"cannot be read as a picture ({' '.join(str(error).split())})"
+        raise FileError(path, problem, "replace it with a whole one, or remove it") from None
+    return image

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trailseg.data.readers import Picture
+from trailseg.data.files import Picture
 from trailseg.labels import IGNORE
 
 
@@ -71,8 +71,7 @@ def decode(pictures: Sequence[Picture], size: tuple[int, int]) -> Memory:
         memory.truths[position] = truth
 
     with ThreadPoolExecutor(max_workers=4) as pool:
-        for _ in pool.map(read, range(len(pictures))):
-            pass
+        list(pool.map(read, range(len(pictures))))  # the first failure is raised here
     return memory
 
 

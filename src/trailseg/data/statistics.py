@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from trailseg.data.readers import Picture
+from trailseg.data.files import Picture
 from trailseg.labels import IGNORE, LabelSet
 from trailseg.writing import write_whole
 

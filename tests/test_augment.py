@@ -1,0 +1,141 @@
+"""Augmentation: picture and label move together, what is drawn depends on its place alone, nothing is invented."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from trailseg.data.augment import PRESETS, Augmentation, apply, draw
+from trailseg.labels import IGNORE
+
+NOTHING = torch.tensor([[1.0, 0, 0, 0, 1, 0, 1, 1, 1]])
+
+
+def pictures(batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Random images (B, 3, H, W) and labels (B, H, W) of the classes 0..4."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(batch, 3, height, width, generator=random)
+    return images, torch.randint(0, 5, (batch, height, width), generator=random, dtype=torch.uint8)
+
+
+def matrix(values: list[float]) -> Tensor:
+    """Drawn parameters of a 2x3 matrix alone."""
+    return torch.tensor([[*values, 1.0, 1.0, 1.0]])
+
+
+def test_nothing_drawn_changes_nothing():
+    drawn = draw(PRESETS["none"], seed=3, epoch=2, places=range(4))
+    torch.testing.assert_close(drawn, NOTHING.expand(4, -1), rtol=0, atol=0)
+    images, labels = pictures(4, 23, 40)
+    moved, moved_labels = apply(images, labels, drawn)
+    torch.testing.assert_close(moved, images, rtol=0, atol=1e-5)
+    assert (moved_labels == labels).all()
+
+
+def test_a_flip_mirrors():
+    images, labels = pictures(3, 23, 40)
+    drawn = draw(Augmentation(flip=1.0), seed=0, epoch=0, places=range(3))
+    moved, moved_labels = apply(images, labels, drawn)
+    torch.testing.assert_close(moved, images.flip(3), rtol=0, atol=1e-5)
+    assert (moved_labels == labels.flip(2)).all()
+
+
+@pytest.mark.parametrize(("drawn", "turns"), [(matrix([0, -1, 0, 1, 0, 0]), 1), (matrix([0, 1, 0, -1, 0, 0]), 3)])
+def test_a_quarter_turn_keeps_squares_square(drawn: Tensor, turns: int):
+    images, labels = pictures(1, 20, 32)
+    moved, moved_labels = apply(images, labels, drawn)
+    middle = slice(6, 26)  # 20 x 20: what a quarter turn leaves inside the picture
+    expected = torch.rot90(images[..., middle], turns, (2, 3))
+    torch.testing.assert_close(moved[..., middle], expected, rtol=0, atol=1e-5)
+    assert (moved_labels[..., middle] == torch.rot90(labels[..., middle], turns, (1, 2))).all()
+    assert (moved_labels[..., :6] == IGNORE).all()
+    assert (moved_labels[..., 26:] == IGNORE).all()
+
+
+def test_the_seed_preset_turns_by_its_angles_in_pixels():
+    drawn = draw(PRESETS["seed"], seed=0, epoch=0, places=range(200))
+    mirror = drawn[:, 0] * drawn[:, 4] - drawn[:, 1] * drawn[:, 3]
+    angles = torch.rad2deg(torch.atan2(-drawn[:, 1], drawn[:, 4])).round().int().tolist()
+    assert set(angles) == {-30, -15, 0, 15, 30}
+    assert 0.35 < (mirror < 0).float().mean() < 0.65
+    torch.testing.assert_close(mirror.abs(), torch.ones(200))
+
+
+def test_shift_is_a_share_of_the_size_and_what_comes_from_outside_is_ignored():
+    images, labels = pictures(1, 20, 40)
+    moved, moved_labels = apply(images, labels, matrix([1, 0, 0.25, 0, 1, 0.1]))
+    assert (moved_labels[:, :18, :30] == labels[:, 2:, 10:]).all()
+    assert (moved_labels[:, 18:] == IGNORE).all()
+    assert (moved_labels[:, :, 30:] == IGNORE).all()
+    torch.testing.assert_close(moved[..., :18, :30], images[..., 2:, 10:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(moved[..., :18, 30:], images[..., 2:, -1:].expand(1, 3, 18, 10), rtol=0, atol=1e-5)
+
+
+def test_zoom_above_1_makes_things_grow():
+    labels = torch.zeros(1, 40, 40, dtype=torch.uint8)
+    labels[:, 15:25, 15:25] = 1
+    drawn = draw(Augmentation(zoom=(2.0, 2.0)), seed=0, epoch=0, places=[0])
+    moved = apply(torch.zeros(1, 3, 40, 40), labels, drawn)[1]
+    assert (moved == 1).sum() == 400
+    assert (moved[:, 10:30, 10:30] == 1).all()
+
+
+def test_light_is_what_it_says():
+    images = pictures(1, 6, 8)[0] / 2
+    labels = torch.zeros(1, 6, 8, dtype=torch.uint8)
+    grey = (images * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    mean = images.mean()
+    for light, expected in (
+        ((1.5, 1, 1), images * 1.5),
+        ((1, 0.5, 1), mean + (images - mean) * 0.5),
+        ((1, 1, 0), grey.expand(1, 3, 6, 8)),
+        ((9, 1, 1), (images * 9).clamp(max=1)),
+    ):
+        moved = apply(images, labels, torch.tensor([[1.0, 0, 0, 0, 1, 0, *light]]))[0]
+        torch.testing.assert_close(moved, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["seed", "drive"])
+def test_picture_and_label_move_together(preset: str):
+    # Large patches of three classes, each class one channel: the picture is an image of its own label.
+    patches = torch.randint(0, 3, (16, 4, 6), generator=torch.Generator().manual_seed(1))
+    labels = patches.repeat_interleave(12, 1).repeat_interleave(12, 2).to(torch.uint8)
+    images = torch.nn.functional.one_hot(labels.long(), 3).permute(0, 3, 1, 2).float() * 0.8
+    images, moved = apply(images, labels, draw(PRESETS[preset], seed=0, epoch=0, places=range(16)))
+    near = torch.nn.functional.unfold(moved[:, None].float(), 3, padding=1).view(16, 9, 48, 72)
+    inner = (near == near[:, :1]).all(1) & (moved != IGNORE)  # away from borders between classes
+    assert inner.float().mean() > 0.3
+    assert (images.argmax(1) == moved)[inner].all()
+    assert (moved != labels).float().mean() > 0.1
+
+
+def test_what_is_drawn_depends_on_seed_epoch_and_place_only():
+    drive = PRESETS["drive"]
+    whole = draw(drive, seed=5, epoch=7, places=range(12))
+    split = torch.cat([draw(drive, seed=5, epoch=7, places=places) for places in ([0, 1, 2, 3, 4], range(5, 12))])
+    assert (whole == split).all()
+    ranks = [draw(drive, seed=5, epoch=7, places=np.arange(12)[rank::2]) for rank in range(2)]
+    assert all((whole[rank::2] == drawn).all() for rank, drawn in enumerate(ranks))
+    assert len(torch.unique(whole, dim=0)) == 12
+    for seed, epoch in ((6, 7), (5, 8)):
+        assert (draw(drive, seed=seed, epoch=epoch, places=range(12)) != whole)[:, 1:].all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    drawn=st.tuples(*[st.floats(-2, 2)] * 6, *[st.floats(0, 2)] * 3),
+    size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    classes=st.lists(st.integers(0, 254), min_size=1, max_size=4),
+)
+def test_labels_are_never_invented(drawn: tuple[float, ...], size: tuple[int, int], classes: list[int]):
+    picked = torch.arange(math.prod(size)) % len(classes)
+    labels = torch.tensor(classes, dtype=torch.uint8)[picked].view(1, *size)
+    images, moved = apply(torch.rand(1, 3, *size), labels, torch.tensor([drawn]))
+    assert set(moved.unique().tolist()) <= {*classes, IGNORE}
+    assert images.isfinite().all()
+    assert images.min() >= 0
+    assert images.max() <= 1
