@@ -548,10 +548,10 @@ def test_an_epoch_visits_every_picture_once(count: int, batch: int, world: int, 
     assert {len(rank) for rank in ranks} == {-(-count // batch)}
     whole = list(memory.batches(count, batch=batch, seed=2, epoch=epoch))
     order = memory.epoch_order(count, seed=2, epoch=epoch)
-    assert sum(alone.size for alone in whole) == count
+    assert sum(len(alone.everyone) for alone in whole) == count
     for alone, *parts in zip(whole, *ranks, strict=True):
         assert not alone.repeated.any()
-        assert {part.size for part in parts} == {alone.size}
+        assert all(torch.equal(part.everyone, alone.pictures) for part in parts)
         assert len({len(part.pictures) for part in parts}) == 1  # the processes stay in step
         counted = sorted(p for part in parts for p in part.places[~part.repeated.numpy()])
         assert counted == alone.places.tolist()

@@ -61,7 +61,9 @@ def test_the_committed_runs_are_those_of_the_committed_study():
     for run in planned:
         options = read_yaml(run.folder / "config.yaml")["options"]
         wanted = {f.name: getattr(run.options, f.name) for f in fields(run.options)}
-        different = [k for k, v in options.items() if k not in ("root", "device") and v not in (wanted[k], list(wanted["size"]))]
+        different = [
+            k for k, v in options.items() if k not in ("root", "device") and v not in (wanted[k], list(wanted["size"]))
+        ]
         assert different == []
 
 

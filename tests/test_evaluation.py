@@ -38,9 +38,7 @@ def network():
 
 
 def measured(memory, **options):
-    return evaluate(
-        network(), memory, split="val", steps=2, classes=CLASSES, **({"batch": 2, "device": CPU} | options)
-    )
+    return evaluate(network(), memory, split="val", steps=2, classes=CLASSES, **({"batch": 2, "device": CPU} | options))
 
 
 def test_confusion_at_full_size_and_at_the_stems_scale_equals_a_plain_count():
@@ -80,7 +78,9 @@ def test_the_batch_changes_nothing():
 
 def test_prediction_and_evaluation_agree():
     memory = split(count=2, full=(16, 24))
-    ids = [predict(network(), i.permute(1, 2, 0).numpy(), size=Size(16, 24), steps=2, device=CPU) for i in memory.images]
+    ids = [
+        predict(network(), i.permute(1, 2, 0).numpy(), size=Size(16, 24), steps=2, device=CPU) for i in memory.images
+    ]
     confusion = np.zeros((2, 3, 3), int)
     for trail, truth in zip(ids, memory.truths, strict=True):
         for step in range(2):
@@ -105,4 +105,3 @@ def test_an_answer_that_is_not_finite_is_never_class_0():
         broken.head.weight.fill_(float("nan"))
     with pytest.raises(FileError, match="p0, p1 is not finite"):
         evaluate(broken, split(), split="val", steps=1, classes=CLASSES, batch=2, device=CPU)
-

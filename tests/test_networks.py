@@ -204,9 +204,7 @@ def test_the_originals_cost():
     """design.md, section 6: the stem's 44.5 GMAC are met exactly; our core is a little smaller than the original's."""
     original = {"stem": "x8", "core": "resunet", "norm": "layerHW", "channels": 60, "depth": 4, "growth": 1.5}
     shape = {"steps": 3, "classes": 10, "size": (384, 768)}
-    one, two, three = (
-        cost(network=n, **original, **shape) for n in ("iterative-v6", "iterative-v5", "res-hourglass")
-    )
+    one, two, three = (cost(network=n, **original, **shape) for n in ("iterative-v6", "iterative-v5", "res-hourglass"))
     assert round(one.macs_stem / 1e9, 1) == 44.5
     assert [round(c.parameters / theirs, 2) for c, theirs in ((one, 7.5e6), (two, 12.9e6), (three, 18.3e6))] == [
         0.94, 0.94, 0.94

@@ -131,11 +131,18 @@ def test_the_network_learns(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_pictures(tmp_path):
-    with pytest.raises(FileError, match=r"loss is (nan|inf) in epoch \d+, step \d+, with the pictures scene-\d+") as error:
+    with pytest.raises(
+        FileError, match=r"loss is (nan|inf) in epoch \d+, step \d+, with the pictures scene-\d+"
+    ) as error:
         train(tmp_path / "run", lr=1e30, epochs=20)
     run = Run.open(tmp_path / "run")
     assert re.search(r"smaller lr", str(error.value))
-    assert all(v.isfinite().all() for which in ("last", "best") if run.checkpoint(which).exists() for v in weights(run, which).values())
+    assert all(
+        v.isfinite().all()
+        for which in ("last", "best")
+        if run.checkpoint(which).exists()
+        for v in weights(run, which).values()
+    )
 
 
 def test_a_trained_stem_is_taken_over_and_stays_as_it_is_if_frozen(tmp_path):
@@ -207,7 +214,9 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path):
 def test_a_study_trains_what_is_missing_and_leaves_what_is_done(tmp_path):
     file = tmp_path / "study.yaml"
     options = "{stem: x2, channels: 4, depth: 1, steps: 2, size: [16, 24], pictures: 5, epochs: 1, device: cpu}"
-    file.write_text(f"defaults: {options}\nseeds: [0, 1]\nruns:\n  - network: single\n  - {{network: hourglass, name: tall}}\n")
+    file.write_text(
+        f"defaults: {options}\nseeds: [0, 1]\nruns:\n  - network: single\n  - {{network: hourglass, name: tall}}\n"
+    )
     out = tmp_path / "out"
     assert study.run_study(file, out, {}, Console(quiet=True)) == []
     names = ["single-seed0", "single-seed1", "tall-seed0", "tall-seed1"]

@@ -47,7 +47,7 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
     mean, std = memory.mean_and_std()
     network.mean.copy_(mean)
     network.std.copy_(std)
-    if options.stem_from is not None:
+    if options.stem_from is not None and not (resume and Run(folder).epoch):
         take_stem(network, options, Run.open(options.stem_from))
     run = Run(folder)
     if fabric.is_global_zero:

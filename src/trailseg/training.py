@@ -120,7 +120,7 @@ def train_epoch(
     epoch: int,
     run: Run,
 ) -> float:
-    """One pass over the pictures through `network`, `wrapped` by Fabric; the batches' mean loss, weighted by pictures."""
+    """One pass over the pictures through `network`, which Fabric has `wrapped`; the mean loss of the pictures."""
     criterion = StepLoss(dice=options.dice)
     total = torch.zeros((), dtype=torch.float64)
     steps, rank, world = network.up_to(options.steps), fabric.global_rank, fabric.world_size
@@ -135,7 +135,7 @@ def train_epoch(
         loss = (world * sums / counts.clamp(min=1)).sum()
         whole = together(fabric, loss.detach()) / world
         if not whole.isfinite():
-            pictures = ", ".join(memory.names[i] for i in batch.pictures.tolist())
+            pictures = ", ".join(memory.names[i] for i in batch.everyone.tolist())
             step = 1 + int(batch.places[0]) // options.batch
             raise FileError(
                 run.folder,
@@ -145,7 +145,7 @@ def train_epoch(
         optimizer.zero_grad()
         fabric.backward(loss)
         optimizer.step()
-        total += whole.cpu().double() * batch.size
+        total += whole.cpu().double() * len(batch.everyone)
     return float(total) / len(memory.names)
 
 

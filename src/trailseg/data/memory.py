@@ -85,8 +85,8 @@ class Batch:
     """The picture at each place."""
     repeated: Tensor
     """Whether a place only fills up the batch, so that every process has equally many; it does not count."""
-    size: int
-    """Pictures in the batch of all processes."""
+    everyone: Tensor
+    """The pictures of all processes."""
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -98,11 +98,10 @@ def batches(count: int, *, batch: int, seed: int, epoch: int, rank: int = 0, wor
     """The batches of one epoch for process `rank` of `world`; together they visit every picture exactly once."""
     order = epoch_order(count, seed=seed, epoch=epoch)
     for first in range(0, count, batch):
-        places = np.arange(first, min(first + batch, count))
-        filled = np.resize(places, -(-len(places) // world) * world)
-        mine = slice(rank, None, world)
-        repeated = np.arange(len(filled)) >= len(places)
-        yield Batch(filled[mine], torch.from_numpy(order[filled[mine]]), torch.from_numpy(repeated[mine]), len(places))
+        whole = np.arange(first, min(first + batch, count))
+        filled = np.resize(whole, -(-len(whole) // world) * world)
+        places, repeated = (values[rank::world] for values in (filled, np.arange(len(filled)) >= len(whole)))
+        yield Batch(places, *(torch.from_numpy(v) for v in (order[places], repeated, order[whole])))
 
 
 def labels_at_scale(labels: Tensor, scale: int) -> Tensor:
