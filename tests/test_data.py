@@ -238,7 +238,7 @@ def test_folder_takes_255_for_a_class_only_if_a_class_says_so(tmp_path: Path):
         ("classes: road", "classes is not a list"),
         ("classes: []", "classes is not a list of 1 to 254"),
         ("classes: [a]\ningore: [0]", "did you mean 'ignore'"),
-        ("classes: [{name: a, color: [1, 2, 3]}]", "did you mean 'colour'"),
+        ("classes: [{name: a, colur: [1, 2, 3]}]", "did you mean 'colour'"),
         ("classes: [{id: 1}]", "or one has none"),
         ("classes: [a, a]", "two classes have the same name"),
         ("classes: [{name: a, id: 1}, b]", "1 stands for two classes"),

@@ -59,13 +59,14 @@ def _label_set(name: str, content: dict[str, Any]) -> LabelSet:
     ids: dict[int, int] = {}
     colours: dict[RGB, int] = {}
     for place, entry in enumerate(entries):
-        entry = _checked(entry if isinstance(entry, dict) else {"name": entry}, ("name", "id", "colour"), "a class")
+        entry = _checked(entry if isinstance(entry, dict) else {"name": entry}, ("name", "id", "colour", "color"), "a class")
         file_id = _id(entry.get("id", place))
         _add(ids, file_id, place)
         names.append(str(entry.get("name")))
+        given = entry.get("colour", entry.get("color"))
         # Without a colour of its own a class is shown in one that differs from its neighbours'.
-        shown.append(_colour(entry.get("colour", [(place + 1) * step % 256 for step in (67, 131, 211)])))
-        if "colour" in entry:
+        shown.append(_colour(given or [(place + 1) * step % 256 for step in (67, 131, 211)]))
+        if given:
             _add(colours, shown[-1], file_id)
     if len(set(names)) < len(names) or "None" in names:
         raise ValueError("two classes have the same name, or one has none")
