@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from rich.console import Console
 
-from trailseg import study
+from trailseg import experiment, study
 from trailseg.config import Size, TrainOptions
 from trailseg.errors import FileError
 from trailseg.runs import Run
@@ -28,11 +28,11 @@ TINY = TrainOptions(
 
 
 def train(folder, **options):
-    return study.train(replace(TINY, **options), folder, name="tiny", console=Console(quiet=True), resume=False)
+    return experiment.train(replace(TINY, **options), folder, name="tiny", console=Console(quiet=True), resume=False)
 
 
 def go_on(folder, **options):
-    return study.train(replace(TINY, **options), folder, name="tiny", console=Console(quiet=True), resume=True)
+    return experiment.train(replace(TINY, **options), folder, name="tiny", console=Console(quiet=True), resume=True)
 
 
 def weights(run, which="last"):
@@ -229,7 +229,7 @@ def test_a_study_trains_what_is_missing_and_leaves_what_is_done(tmp_path):
     again = {name: (out / name / "log.jsonl").stat().st_mtime_ns for name in names}
     assert [name for name in names if again[name] != stamp[name]] == ["tall-seed1"]
     assert (out / "report.html").exists()
-    with pytest.raises(FileError, match="holds another run"):
+    with pytest.raises(FileError, match="holds a run with other options"):
         study.run_study(file, out, {"lr": 0.5}, Console(quiet=True))
 
 

@@ -6,22 +6,11 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from trailseg import __version__
-from trailseg.config import (
-    CheckOptions,
-    EvaluateOptions,
-    MakeOptions,
-    NetworksOptions,
-    PredictOptions,
-    ReportOptions,
-    Size,
-    StatsOptions,
-    StudyOptions,
-    TrainOptions,
-)
+from trailseg import __version__, config
 from trailseg.errors import FileError, OptionError, require
 from trailseg.parsing import from_mapping, help_text, read_words, require_word, signature
 
@@ -31,7 +20,7 @@ Given = dict[str, Any]
 
 def networks(given: Given) -> int:
     """`trailseg networks`."""
-    options = from_mapping(NetworksOptions, given)
+    options = from_mapping(config.NetworksOptions, given)
     from trailseg.networks.cost import cost
     from trailseg.networks.table import ROWS
     from trailseg.runs import network_options
@@ -47,24 +36,17 @@ def networks(given: Given) -> int:
     if options.json:
         print(json.dumps(table, indent=1))
         return 0
-    size = f"{options.size.height} x {options.size.width}"
-    print(f"{options.stem}, {options.channels} channels, {options.steps} steps, {size} pixels\n")
+    height, width = options.size
+    print(f"{options.stem}, {options.channels} channels, {options.steps} steps, {height} x {width} pixels\n")
     heads = ["network", "cores", "context", "residual", "parameters (M)", "stem (GMAC)", "a step (GMAC)"]
-    costs = (("parameters", 1e6), ("macs_stem", 1e9), ("macs_step", 1e9))
-    _print_table(
-        heads,
-        [
-            [r["name"], r["cores"], r["context"], "yes" if r["residual"] else "no"]
-            + [f"{r[key] / unit:.2f}" for key, unit in costs]
-            for r in table
-        ],
-    )
+    units = {"parameters": 1e6, "macs_stem": 1e9, "macs_step": 1e9}
+    _print_table(heads, [[f"{v / units[k]:.2f}" if k in units else v for k, v in row.items()] for row in table])
     return 0
 
 
 def data_make(given: Given) -> int:
     """`trailseg data make`."""
-    options = from_mapping(MakeOptions, given)
+    options = from_mapping(config.MakeOptions, given)
     from trailseg.data import scenes
 
     root = Path(options.dir)
@@ -75,10 +57,10 @@ def data_make(given: Given) -> int:
 
 def data_check(given: Given) -> int:
     """`trailseg data check`."""
-    options = from_mapping(CheckOptions, given)
+    options = from_mapping(config.CheckOptions, given)
     from trailseg.data.readers import open_data
 
-    size = Size(128, 256)  # of procedural scenes, which have no faults
+    size = config.Size(128, 256)  # of procedural scenes, which have no faults
     source = open_data(options.data, root=options.root, labels=options.labels, size=size, pictures=options.pictures)
     faults = 0
     for fault in source.faults():
@@ -90,12 +72,12 @@ def data_check(given: Given) -> int:
 
 def data_stats(given: Given) -> int:
     """`trailseg data stats`."""
-    options = from_mapping(StatsOptions, given)
+    options = from_mapping(config.StatsOptions, given)
     from trailseg.data.readers import open_data
     from trailseg.data.statistics import count, plot
 
     out = Path(options.out or f"stats-{options.data}-{options.split}.png")
-    if out.exists():
+    if options.out and out.exists():
         raise FileError(out, "is there already", "say another out=, or remove it")
     source = open_data(
         options.data, root=options.root, labels=options.labels, size=options.size, pictures=options.pictures
@@ -110,17 +92,17 @@ def data_stats(given: Given) -> int:
 
 def train(given: Given) -> int:
     """`trailseg train`."""
-    options = from_mapping(TrainOptions, given)
-    from trailseg import study
+    options = from_mapping(config.TrainOptions, given)
+    from trailseg import experiment
     from trailseg.runs import Run
 
     name, folder = options.network, Path(options.out or f"runs/{options.network}")
     if options.resume:
         run = Run.open(options.resume)
-        options = from_mapping(TrainOptions, asdict(run.options) | given)
-        name, folder = run.config["name"], run.folder
+        options = from_mapping(config.TrainOptions, asdict(run.options) | given)
+        name, folder = run.config.get("name", options.network), run.folder
     try:
-        study.train(options, folder, name=name, console=_console(), resume=bool(options.resume))
+        experiment.train(options, folder, name=name, console=_console(), resume=bool(options.resume))
     except KeyboardInterrupt:
         begun = (folder / "config.yaml").exists()
         raise KeyboardInterrupt(f"go on with `trailseg train resume={folder}`" if begun else "") from None
@@ -129,7 +111,7 @@ def train(given: Given) -> int:
 
 def evaluate(given: Given) -> int:
     """`trailseg evaluate`."""
-    options = from_mapping(EvaluateOptions, given)
+    options = from_mapping(config.EvaluateOptions, given)
     from trailseg.evaluation import evaluate_run
     from trailseg.runs import Run
 
@@ -156,19 +138,12 @@ def evaluate(given: Given) -> int:
 
 def predict(given: Given) -> int:
     """`trailseg predict`."""
-    options = from_mapping(PredictOptions, given)
+    options = from_mapping(config.PredictOptions, given)
     from trailseg.prediction import predict_run
     from trailseg.runs import Run
 
     code = 0
-    for written in predict_run(
-        Run.open(options.run),
-        Path(options.pictures),
-        Path(options.out),
-        options,
-        steps=options.steps,
-        checkpoint=options.checkpoint,
-    ):
+    for written in predict_run(Run.open(options.run), options):
         if isinstance(written, FileError):
             code = _fail("predict", written, 1)
         else:
@@ -188,6 +163,8 @@ def study(given: Given) -> int:
         failures = run_study(file, out, given, _console())
     except KeyboardInterrupt:
         raise KeyboardInterrupt("give the same command again to go on") from None
+    for failure in failures:
+        _fail("study", failure, 1)
     print((out / "table.md").read_text(encoding="utf-8"))
     print(f"wrote {out / 'table.md'}, {out / 'table.csv'}, {out / 'plots'} and {out / 'report.html'}")
     return 1 if failures else 0
@@ -195,7 +172,7 @@ def study(given: Given) -> int:
 
 def report(given: Given) -> int:
     """`trailseg report`."""
-    options = from_mapping(ReportOptions, given)
+    options = from_mapping(config.ReportOptions, given)
     from trailseg.report import write_report
 
     written = write_report(Path(options.folder))
@@ -205,15 +182,15 @@ def report(given: Given) -> int:
 
 
 COMMANDS: dict[str, tuple[Callable[[Given], int], type]] = {
-    "networks": (networks, NetworksOptions),
-    "data make": (data_make, MakeOptions),
-    "data check": (data_check, CheckOptions),
-    "data stats": (data_stats, StatsOptions),
-    "train": (train, TrainOptions),
-    "evaluate": (evaluate, EvaluateOptions),
-    "predict": (predict, PredictOptions),
-    "study": (study, StudyOptions),
-    "report": (report, ReportOptions),
+    "networks": (networks, config.NetworksOptions),
+    "data make": (data_make, config.MakeOptions),
+    "data check": (data_check, config.CheckOptions),
+    "data stats": (data_stats, config.StatsOptions),
+    "train": (train, config.TrainOptions),
+    "evaluate": (evaluate, config.EvaluateOptions),
+    "predict": (predict, config.PredictOptions),
+    "study": (study, config.StudyOptions),
+    "report": (report, config.ReportOptions),
 }
 
 _LINES = "\n".join(f"  {signature(name, kind):<31}{kind.__doc__}" for name, (_, kind) in COMMANDS.items())
@@ -231,19 +208,10 @@ Exit codes: 0 done, 1 something is wrong with files or data, 2 a wrong option or
 def run(words: Sequence[str]) -> int:
     """Carries out a command line and returns its exit code; what a user can mend is one line on standard error."""
     name = " ".join(words[: 2 if words[:1] == ["data"] else 1])
-    asked = {"-h", "--help"} & set(words)
     try:
-        if not words or words[0] == "help" or (asked and name not in COMMANDS):
-            print(USAGE, end="")
-            return 0
-        if name == "--version":
-            print(f"trailseg {__version__}")
-            return 0
-        command, kind = COMMANDS[require_word("command", name, COMMANDS)]
-        if asked:
-            print(help_text(name, kind), end="")
-            return 0
-        return command(read_words(kind, words[len(name.split()) :]))
+        code = _carry_out(name, words)
+        print(end="", flush=True)
+        return code
     except OptionError as error:
         return _fail(name, error, 2)
     except FileError as error:
@@ -252,7 +220,7 @@ def run(words: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: let the last flush succeed
         return 141
     except OSError as error:
-        return _fail(name, f"{error.filename or 'a file'}: {error.strerror}; name another path, or mend this one", 1)
+        return _fail(name, f"{error.filename or 'output'}: {error.strerror}; name another path, or mend this one", 1)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("memory|[Ss]torage size", str(error)):
             raise
@@ -261,8 +229,26 @@ def run(words: Sequence[str]) -> int:
         return _fail(name, f"interrupted{'; ' * bool(str(error))}{error}", 130)
 
 
+def _carry_out(name: str, words: Sequence[str]) -> int:
+    """The command `name`, its help, the help of all or the version."""
+    asked = {"-h", "--help"} & set(words)
+    if not words or name == "help" or (asked and name not in COMMANDS):
+        print(USAGE, end="")
+        return 0
+    if name == "--version":
+        print(f"trailseg {__version__}")
+        return 0
+    command, kind = COMMANDS[require_word("command", name, COMMANDS)]
+    if asked:
+        print(help_text(name, kind), end="")
+        return 0
+    return command(read_words(kind, words[len(name.split()) :]))
+
+
 def main() -> None:
     """The entry point of `trailseg`."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may be no valid text
     sys.exit(run(sys.argv[1:]))
 
 
@@ -281,7 +267,8 @@ def _console() -> Any:
 
 def _print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table of which the first column stands left and the others right."""
-    lines = [heads, *([str(cell) for cell in row] for row in rows)]
+    plain = {True: "yes", False: "no"}
+    lines = [heads, *([plain[cell] if isinstance(cell, bool) else str(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for first, *others in lines:
         cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))

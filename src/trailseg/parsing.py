@@ -135,13 +135,10 @@ def help_text(command: str, kind: type) -> str:
         default = action.default
         shown = ",".join(map(str, default)) if isinstance(default, Size) else str("" if default is None else default)
         rows[f"{action.dest}={shown.lower() if isinstance(default, bool) else shown}"] = action.help
-    wide = max(map(len, rows)) + 4
+    indent = max(map(len, rows)) + 4
+    width = max(shutil.get_terminal_size((120, 24)).columns, indent + 30)
     lines = [
-        textwrap.fill(
-            f"  {name:<{wide - 2}}{text}",
-            max(shutil.get_terminal_size((120, 24)).columns, wide + 30),
-            subsequent_indent=" " * wide,
-        )
+        textwrap.fill(f"  {name:<{indent - 2}}{text}", width, subsequent_indent=" " * indent)
         for name, text in rows.items()
     ]
     usage = f"usage: trailseg {signature(command, kind)} [key=value ...] [-c file.yaml ...]"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trailseg.config import MachineOptions, Size
+from trailseg.config import PredictOptions, Size
 from trailseg.data.files import PICTURE_SUFFIXES, read_image
 from trailseg.data.memory import Memory
 from trailseg.errors import FileError
@@ -45,26 +45,25 @@ def find_pictures(path: Path) -> list[Path]:
     return found
 
 
-def predict_run(
-    run: Run, pictures: Path, out: Path, machine: MachineOptions, *, steps: int | None, checkpoint: str
-) -> Iterator[Path | FileError]:
+def predict_run(run: Run, options: PredictOptions) -> Iterator[Path | FileError]:
     """Writes NAME.png (8-bit class ids at the picture's size) and NAME_overlay.png for the picture or folder.
 
     Yields each NAME.png, or for a picture that cannot be read what is wrong with it. FileError, before anything is
     written, where a file would be overwritten or two pictures share a name.
     """
+    out, found = Path(options.out), find_pictures(Path(options.pictures))
     targets: dict[Path, Path] = {}
-    for picture in (found := find_pictures(pictures)):
+    for picture in found:
         for target in (out / f"{picture.stem}.png", out / f"{picture.stem}_overlay.png"):
             if target in targets:
                 raise FileError(picture, f"would be written to {target}, as would {targets[target]}", "rename one")
             if target.exists():
                 raise FileError(target, "is there already", "say another out=, or remove it")
             targets[target] = picture
-    network = run.network(checkpoint)
-    steps = network.up_to(run.options.steps) if steps is None else steps
+    network = run.network(options.checkpoint)
+    steps = options.steps or network.up_to(run.options.steps)
     network.check_steps(steps)
-    fabric = make_fabric(machine)
+    fabric = make_fabric(options)
     network.to(fabric.device)
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(run.config["data"]["colours"])] = run.config["data"]["colours"]

@@ -69,7 +69,8 @@ class Run:
     def config(self) -> dict[str, Any]:
         """What config.yaml holds: name, options, network, data, versions."""
         config = read_yaml(self.folder / "config.yaml")
-        if not all(isinstance(config.get(key), dict) for key in ("options", "network", "data", "versions")):
+        parts = [config.get(key) for key in ("options", "network", "data", "versions")]
+        if not all(isinstance(part, dict) for part in parts) or not isinstance(config["data"].get("classes"), list):
             raise FileError(self.folder / "config.yaml", "is no configuration of a run", "restore it, or train anew")
         return config
 
@@ -154,7 +155,10 @@ class Run:
 
     def network(self, which: str = "last") -> Recurrence:
         """The trained network, in evaluation mode."""
-        network = build_network(self.options, classes=len(self.config["data"]["classes"]))
+        try:
+            network = build_network(self.options, classes=len(self.config["data"]["classes"]))
+        except OptionError as error:
+            raise FileError(self.folder / "config.yaml", str(error), "restore it, or train anew") from None
         self.load(network, which)
         return network.eval()
 

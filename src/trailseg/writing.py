@@ -1,6 +1,7 @@
 """Writing files so that nobody ever sees half of one."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from trailseg.errors import FileError
@@ -20,6 +21,7 @@ def write_whole(path: Path, content: bytes | str) -> Path:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise FileError(path, f"cannot be written ({error.strerror})", "make room or give permission there") from None
     return path

@@ -59,7 +59,8 @@ def _label_set(name: str, content: dict[str, Any]) -> LabelSet:
     ids: dict[int, int] = {}
     colours: dict[RGB, int] = {}
     for place, entry in enumerate(entries):
-        entry = _checked(entry if isinstance(entry, dict) else {"name": entry}, ("name", "id", "colour", "color"), "a class")
+        entry = entry if isinstance(entry, dict) else {"name": entry}
+        _checked(entry, ("name", "id", "colour", "color"), "a class")
         file_id = _id(entry.get("id", place))
         _add(ids, file_id, place)
         names.append(str(entry.get("name")))

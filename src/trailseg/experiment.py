@@ -1,0 +1,144 @@
+"""One experiment: from options to a finished run in a directory of its own."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from trailseg.config import TrainOptions
+from trailseg.data.augment import PRESETS
+from trailseg.data.memory import Memory, decode
+from trailseg.data.readers import open_data
+from trailseg.errors import FileError, require
+from trailseg.evaluation import evaluate
+from trailseg.labels import LabelSet
+from trailseg.networks.cost import cost
+from trailseg.networks.recurrence import Recurrence
+from trailseg.networks.table import ROWS
+from trailseg.prediction import example_sheet
+from trailseg.progress import EpochProgress
+from trailseg.runs import Run, build_network, load_weights, network_options, read_tensors, strip
+from trailseg.training import fit, make_fabric, make_repeatable, together
+from trailseg.writing import write_whole
+
+
+def train(options: TrainOptions, folder: Path, *, name: str, console: Console, resume: bool) -> Run:
+    """Trains into a free folder, or goes on with the run of the same options and data that it holds.
+
+    OptionError and FileError before anything is written, where something does not fit; see also `training.fit`.
+    """
+    require("augment", options.augment, PRESETS)
+    fabric = make_fabric(options)
+    console.quiet = not fabric.is_global_zero
+    if fabric.is_global_zero and resume:
+        check_same(Run.open(folder), options)
+    elif fabric.is_global_zero:
+        Run.require_free(folder)
+    make_repeatable()
+    with torch.device("meta"):  # finds a wrong network before the data are read
+        build_network(options, classes=2)
+    labels, memory, val = _decoded(options.data, options.root, options.labels, options.size, options.pictures)
+    network = build_network(options, classes=len(labels.classes))
+    mean, std = memory.mean_and_std()
+    network.mean.copy_(mean)
+    network.std.copy_(std)
+    if options.stem_from is not None and not (resume and Run(folder).epoch):
+        take_stem(network, options, Run.open(options.stem_from))
+    run = Run(folder)
+    if fabric.is_global_zero:
+        data = facts_of_data(options, labels, memory, val)
+        if resume:
+            check_same_data(run, data)
+        else:
+            Run.create(folder, name=name, options=options, network=facts_of_network(options, labels), data=data)
+    fabric.launch()
+    val = val.on(fabric.device)
+    with EpochProgress(console, name, done=run.epoch, epochs=options.epochs) as progress:
+        fit(
+            fabric=fabric,
+            run=run,
+            network=network,
+            options=options,
+            memory=memory,
+            validate=lambda trained: evaluate(
+                trained,
+                val,
+                split="val",
+                steps=trained.up_to(options.steps),
+                classes=labels.classes,
+                batch=options.batch,
+                device=fabric.device,
+                autocast=fabric.autocast,
+                rank=fabric.global_rank,
+                world=fabric.world_size,
+                add_up=lambda counts: together(fabric, counts),
+            ),
+            report=progress,
+        )
+    if fabric.is_global_zero:
+        steps = network.up_to(options.steps)
+        sheet = example_sheet(
+            network, val, size=options.size, steps=steps, palette=labels.palette(), device=fabric.device
+        )
+        write_whole(run.folder / "plots" / "pictures.png", sheet)
+        console.print(f"{folder}: {run.summary()}", highlight=False, soft_wrap=True)
+    return run
+
+
+def take_stem(network: Recurrence, options: TrainOptions, source: Run) -> None:
+    """Copies the stem and the pictures' mean and deviation of another run; FileError where its stem is another."""
+    for option in ("stem", "channels", "norm"):
+        mine, theirs = getattr(options, option), getattr(source.options, option)
+        if mine != theirs:
+            raise FileError(source.folder, f"its stem has {option}={theirs}, not {mine}", f"say {option}={theirs}")
+    path = source.checkpoint("last")
+    weights = strip(read_tensors(path), "network.")
+    load_weights(network.stem, strip(weights, "stem."), path)
+    network.mean.copy_(weights["mean"])
+    network.std.copy_(weights["std"])
+
+
+@lru_cache(maxsize=1)  # the rows of a study share their data: read it once
+def _decoded(
+    data: str, root: str | None, labels: str | None, size: tuple[int, int], pictures: int
+) -> tuple[LabelSet, Memory, Memory]:
+    """The classes, train and val of a data set."""
+    source = open_data(data, root=root, labels=labels, size=size, pictures=pictures)
+    train, val = (decode(source.split(split), size) for split in ("train", "val"))
+    return source.labels, train, val
+
+
+def facts_of_network(options: TrainOptions, labels: LabelSet) -> dict[str, Any]:
+    """The row of the table and the cost, as config.yaml holds them."""
+    row = ROWS[options.network]
+    price = cost(classes=len(labels.classes), **network_options(options))
+    return {"cores": row.cores, "context": row.context, "residual": row.residual} | asdict(price)
+
+
+def facts_of_data(options: TrainOptions, labels: LabelSet, memory: Memory, val: Memory) -> dict[str, Any]:
+    """What was trained and validated on, as config.yaml holds it."""
+    return {
+        "name": options.data,
+        "classes": list(labels.classes),
+        "colours": [list(colour) for colour in labels.colours],
+        "train": len(memory.names),
+        "val": len(val.names),
+        "fingerprint": f"sha256:{memory.fingerprint()} {val.fingerprint()}",
+    }
+
+
+def check_same_data(run: Run, data: Mapping[str, Any]) -> None:
+    """FileError where the run was trained on other data."""
+    if different := [key for key in data if run.config["data"].get(key) != data[key]]:
+        raise FileError(run.folder, f"was trained on other data ({', '.join(different)} differ)", "say its root=")
+
+
+def check_same(run: Run, options: TrainOptions) -> None:
+    """FileError where the run has other options."""
+    if differences := run.differences(options):
+        problem = f"holds a run with other options ({'; '.join(differences)})"
+        raise FileError(run.folder, problem, "leave these as they are there, or say another out=")
