@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-import trailseg.study
+import trailseg.experiment
 from trailseg.cli import COMMANDS, run
 from trailseg.data.readers import open_data
 from trailseg.labels import IGNORE
@@ -179,7 +179,7 @@ def test_a_cut_run_is_told_how_to_go_on_and_ends_as_if_uncut(
     out = tmp_path / "cut"
     words = ["train", "data=tas500", f"root={tas}", *TINY, "epochs=2", f"out={out}"]
     with monkeypatch.context() as patch:
-        patch.setattr(trailseg.study.EpochProgress, "__call__", cut)  # the first epoch has just been saved
+        patch.setattr(trailseg.experiment.EpochProgress, "__call__", cut)  # the first epoch has just been saved
         assert run(words) == 130
     assert only_line(capsys) == f"trailseg train: interrupted; go on with `trailseg train resume={out}`\n"
     assert len((out / "log.jsonl").read_text().splitlines()) == 1
@@ -274,7 +274,7 @@ def test_a_bad_picture_is_named_and_the_others_are_done(
         (["a.png", "b.jpg"], "pictures", "is there already"),
         (["a.png", "a.jpg"], "out", "as would"),
         (["a.png", "a_overlay.png"], "out", "as would"),
-        (["a.png"], "pictures/a.png", "Not a directory"),
+        (["a.png"], "pictures/a.png", "cannot be written"),
     ],
 )
 def test_predict_overwrites_nothing(

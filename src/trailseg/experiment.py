@@ -33,7 +33,7 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
     """
     require("augment", options.augment, PRESETS)
     fabric = make_fabric(options)
-    console.quiet = not fabric.is_global_zero
+    console.quiet |= not fabric.is_global_zero
     if fabric.is_global_zero and resume:
         check_same(Run.open(folder), options)
     elif fabric.is_global_zero:
