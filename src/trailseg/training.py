@@ -6,6 +6,7 @@ ends bit for bit the same on the same device and number of threads.
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -52,6 +53,7 @@ def make_fabric(options: MachineOptions) -> Fabric:
 
 def make_repeatable() -> None:
     """Asks torch for the same bits every time, where it has an algorithm that gives them."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS picks algorithms by chance
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
 
