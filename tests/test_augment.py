@@ -139,3 +139,13 @@ def test_labels_are_never_invented(drawn: tuple[float, ...], size: tuple[int, in
     assert images.isfinite().all()
     assert images.min() >= 0
     assert images.max() <= 1
+
+
+def test_the_zoom_is_drawn_from_its_whole_range():
+    drawn = draw(Augmentation(zoom=(0.5, 2.0)), seed=0, epoch=0, places=range(300))
+    zooms = 1 / drawn[:, 0]
+    assert zooms.min() >= 0.5
+    assert zooms.max() <= 2.0
+    assert (zooms < 0.6).any()
+    assert (zooms > 1.8).any()
+    assert abs((zooms < 1).float().mean() - 0.5) < 0.1  # as often smaller as larger

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from trailseg.labels import CAMVID, IGNORE, TAS500_COARSE, TAS500_FINE, LabelError, LabelSet, decode
+from trailseg.labels import CAMVID, IGNORE, TAS500_COARSE, TAS500_FINE, LabelError, LabelSet, decode, make_palette
 
 FINE_MAP = np.array([[0, 3, 16], [22, 5, 255]], np.uint8)
 
@@ -184,6 +184,6 @@ def test_tables_are_whole(labels: LabelSet):
     assert len(labels.classes) == len(labels.colours) == len(set(labels.classes)) == len(set(labels.colours))
     assert set(labels.file_ids.values()) == {*range(len(labels.classes)), IGNORE}
     assert set(labels.file_colours.values()) == set(labels.file_ids)
-    palette = labels.palette()
+    palette = make_palette(labels.colours)
     assert [tuple(colour) for colour in palette[: len(labels.colours)]] == list(labels.colours)
     assert not palette[len(labels.colours) :].any()

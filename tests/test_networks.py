@@ -3,6 +3,7 @@
 import longhand
 import pytest
 import torch
+import torch.nn.functional as F
 
 from trailseg.errors import OptionError
 from trailseg.networks.build import build
@@ -198,6 +199,67 @@ def test_a_single_deepest_point_is_refused_where_its_variance_is_needed():
 def test_an_unknown_name_names_the_nearest(option, value, near):
     with pytest.raises(OptionError, match=f"{option}={value} is not known: did you mean '{near}"):
         make(**{option: value})
+
+
+def test_the_hourglass_written_out_longhand():
+    core = make(channels=8, depth=2, growth=1.5).cores[0].double()
+    x = picture(1, 8, 8, 12, dtype=torch.float64)
+
+    def block(b, x):
+        y = b.body[4](b.body[3](F.leaky_relu(b.body[1](b.body[0](x)))))
+        return F.leaky_relu(y + b.shortcut(x))
+
+    half = block(core.down[1], F.max_pool2d(x, 2))
+    quarter = block(core.inner.down[1], F.max_pool2d(half, 2))
+    assert [t.shape[1] for t in (x, half, quarter)] == [8, 12, 16]  # 8, 12 and 18, in fours
+    half = block(core.inner.merge, torch.cat([half, core.inner.up(quarter)], 1))
+    assert torch.equal(core(x), block(core.merge, torch.cat([x, core.up(half)], 1)))
+
+
+def test_the_gates_begin_with_the_state_and_a_little_feedback():
+    network = make("res-hourglass")
+    assert network.alpha.tolist() == [1.0, 1.0]
+    assert network.beta.tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_padding_repeats_the_edge_and_is_cropped_from_the_far_side():
+    network = make().double().eval()
+    image = picture(1, 3, 13, 21, dtype=torch.float64)
+    padded = F.pad(image, (0, 3, 0, 3), mode="replicate")
+    assert torch.equal(network(image, 2), network(padded, 2)[..., :7, :11])
+
+
+@pytest.mark.parametrize(("size", "to"), [((16, 24), (32, 48)), ((13, 21), (13, 21)), ((13, 21), (39, 63))])
+def test_upsampling_keeps_every_feature_at_its_place(size, to):
+    """Features that hold their own centre's place in the picture: between centres the answer is the pixel's place."""
+    network = make()
+    height, width = (-(-side // 2) for side in size)
+    y, x = (torch.arange(n, dtype=torch.float64) for n in (height, width))
+    logits = torch.stack(torch.meshgrid((2 * y + 1) / size[0], (2 * x + 1) / size[1], indexing="ij"))[None]
+    got = network.upsample(logits, size, to)[0]
+    for axis, (side, features) in enumerate(zip(to, (height, width), strict=True)):
+        places = (torch.arange(side) + 0.5) / side
+        first, last = 1 / size[axis], (2 * features - 1) / size[axis]
+        inner = (places > first) & (places < last)
+        assert inner.sum() > side / 2
+        line = got[axis].movedim(axis, 0)[inner]
+        torch.testing.assert_close(line, places[inner, None].expand_as(line).to(line), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "groups"), [("group", 4), ("layer", 1), ("instance", 8)])
+def test_norms_take_their_statistics_over_what_their_names_say(norm, groups):
+    x = 3 + 2 * picture(2, 8, 6, 5)
+    parts = NORMS[norm](8, (6, 5))(x).view(2, groups, -1)
+    torch.testing.assert_close(parts.mean(2), torch.zeros(2, groups), rtol=0, atol=1e-5)
+    torch.testing.assert_close(parts.var(2, unbiased=False), torch.ones(2, groups), rtol=0, atol=1e-3)
+    if groups < 8:  # and not over less
+        assert NORMS[norm](8, (6, 5))(x).mean((2, 3)).abs().max() > 1e-2
+
+
+def test_the_stem_has_the_weights_it_is_said_to_have():
+    stem = make(stem="x4", channels=8).stem
+    convolutions = 25 * (3 * 8 + 3 * 8 * 8) + 4 * 8
+    assert sum(p.numel() for p in stem.parameters()) == convolutions + 4 * 2 * 8
 
 
 def test_the_originals_cost():

@@ -16,10 +16,13 @@ import safetensors.torch
 import torch
 from rich.console import Console
 
-from trailseg import experiment, study
-from trailseg.config import Size, TrainOptions
-from trailseg.errors import FileError
-from trailseg.runs import Run
+from trailseg import experiment, study, training
+from trailseg.config import EvaluateOptions, Size, TrainOptions
+from trailseg.data import augment, memory
+from trailseg.errors import FileError, OptionError
+from trailseg.evaluation import evaluate, evaluate_run
+from trailseg.losses import StepLoss
+from trailseg.runs import Run, build_network
 from trailseg.training import learning_rate
 
 TINY = TrainOptions(
@@ -81,7 +84,8 @@ def test_a_run_cut_after_any_epoch_and_resumed_ends_the_same_to_the_bit(tmp_path
         run = Run.open(tmp_path / f"cut{cut}")
         assert (run.epoch, len(run.log())) == (cut, cut + 1)
         go_on(run.folder)
-        assert run.checkpoint("last").read_bytes() == whole.checkpoint("last").read_bytes()
+        for which in ("last", "best"):
+            assert run.checkpoint(which).read_bytes() == whole.checkpoint(which).read_bytes()
         assert without_times(run) == without_times(whole)
 
 
@@ -106,9 +110,9 @@ def test_kill_minus_nine_in_mid_run_then_resume_gives_the_same_weights(tmp_path)
 
 
 def test_two_processes_train_and_measure_like_one(tmp_path):
-    """13 pictures in batches of 4: the last batch has one picture, which two processes cannot share evenly."""
+    """15 pictures in batches of 4: two processes cannot share the three pictures of the last batch evenly."""
     for processes in (1, 2):
-        subprocess.run(words(tmp_path / str(processes), devices=processes, batch=4), check=True, env=ONE_THREAD)
+        subprocess.run(words(tmp_path / str(processes), devices=processes, pictures=15), check=True, env=ONE_THREAD)
     one, two = (Run.open(tmp_path / str(processes)) for processes in (1, 2))
     for a, b in zip(one.log(), two.log(), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
@@ -135,7 +139,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_pictures(tmp
     with pytest.raises(
         FileError, match=r"loss is (nan|inf) in epoch \d+, step \d+, with the pictures scene-\d+"
     ) as error:
-        train(tmp_path / "run", lr=1e30, epochs=20)
+        train(tmp_path / "run", lr=1e29, epochs=20)
     run = Run.open(tmp_path / "run")
     assert re.search(r"smaller lr", str(error.value))
     assert all(
@@ -161,10 +165,13 @@ def test_a_trained_stem_is_taken_over_and_stays_as_it_is_if_frozen(tmp_path):
 
 
 def test_best_holds_the_weights_of_the_best_validation_and_last_those_of_the_last(tmp_path):
-    run = train(tmp_path / "run", epochs=6)
+    run = train(tmp_path / "run", epochs=6, augment="none", lr=0.05)
     mious = [record["val"]["steps"][-1]["miou"] for record in run.log()]
-    best = safetensors.safe_open(run.checkpoint("best"), "pt").metadata()["epoch"]
-    assert int(best) == 1 + mious.index(max(mious))
+    best = 1 + mious.index(max(mious))
+    assert best < 6, "choose options with which the last epoch is not the best"
+    assert int(safetensors.safe_open(run.checkpoint("best"), "pt").metadata()["epoch"]) == best
+    shorter = train(tmp_path / "shorter", epochs=best, augment="none", lr=0.05)
+    assert all(torch.equal(v, weights(shorter, "best")[k]) for k, v in weights(run, "best").items())
     assert run.epoch == 6
     assert json.loads((run.folder / "checkpoints" / "config.json").read_text())["options"]["network"] == "iterative-v4"
 
@@ -174,10 +181,105 @@ def test_validation_comes_every_so_many_epochs_and_at_the_end(tmp_path):
     assert [record["epoch"] for record in run.log() if record["val"]] == [2, 4, 5]
 
 
-def test_schedules():
+def test_schedules(tmp_path):
     assert [learning_rate(replace(TINY, schedule="constant"), e) for e in (1, 3)] == [0.01, 0.01]
     cosine = [learning_rate(replace(TINY, schedule="cosine", epochs=4), e) for e in range(1, 5)]
     assert cosine == pytest.approx([0.01, 0.00853553, 0.005, 0.00146447], rel=1e-5)
+    constant, falling = (train(tmp_path / schedule, schedule=schedule) for schedule in ("constant", "cosine"))
+    losses = [[record["loss"] for record in run.log()] for run in (constant, falling)]
+    assert losses[0][0] == losses[1][0]  # the first epoch has the same rate, the second learns with another
+    assert losses[0][1] != losses[1][1]
+
+
+@pytest.mark.parametrize("dice", [0.0, 0.7])
+def test_the_logged_loss_is_that_of_the_augmented_pictures(tmp_path, dice):
+    """With a rate of next to nothing the weights stay, so that an epoch's loss can be worked out from outside."""
+    options = replace(TINY, lr=1e-20, dice=dice, seed=3, augment="drive", epochs=2)
+    run = study_of(options, tmp_path / "run")
+    source = experiment.check(options)
+    pictures = memory.decode(source.split("train"), options.size)
+    network = run.network()
+    for epoch in (1, 2):
+        order = memory.epoch_order(7, seed=3, epoch=epoch)
+        total = 0.0
+        for places in ([0, 1, 2], [3, 4, 5], [6]):
+            drawn = augment.draw(augment.PRESETS["drive"], seed=3, epoch=epoch, places=places)
+            images, labels = augment.apply(pictures.images[order[places]] / 255, pictures.labels[order[places]], drawn)
+            sums, counts = StepLoss(dice=dice)(network(images, 2), memory.labels_at_scale(labels, 2))
+            total += float((sums / counts).sum()) * len(places)
+        assert run.log()[epoch - 1]["loss"] == pytest.approx(total / 7, rel=1e-5)
+
+
+def study_of(options, folder):
+    return experiment.train(options, folder, name="tiny", console=Console(quiet=True), resume=False)
+
+
+def test_the_pictures_mean_and_deviation_travel_with_the_weights_and_the_stem(tmp_path):
+    run = train(tmp_path / "run", pictures=3)
+    mean, std = memory.decode(experiment.check(replace(TINY, pictures=3)).split("train"), TINY.size).mean_and_std()
+    assert torch.equal(weights(run)["network.mean"], mean)
+    assert torch.equal(weights(run)["network.std"], std)
+    heir = train(tmp_path / "heir", stem_from=str(run.folder))  # trained on other pictures
+    assert torch.equal(weights(heir)["network.mean"], mean)
+    assert torch.equal(weights(heir)["network.std"], std)
+
+
+def test_batch_norm_learns_its_statistics_in_training_and_keeps_them_in_evaluation(tmp_path):
+    run = train(tmp_path / "run", norm="batch", size=Size(16, 32))
+    name = "network.stem.1.running_mean"
+    assert weights(run)[name].any()
+    network = run.network().train()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    source = experiment.check(replace(TINY, norm="batch", size=Size(16, 32)))
+    val = memory.decode(source.split("val"), Size(16, 32))
+    evaluate(network, val, split="val", steps=2, classes=source.labels.classes, batch=1, device=torch.device("cpu"))
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_bf16_is_computed_and_evaluated_as_it_was_trained(tmp_path):
+    full, half = (train(tmp_path / precision, precision=precision) for precision in ("32", "bf16"))
+    assert full.log()[0]["loss"] != half.log()[0]["loss"]
+    assert full.log()[0]["loss"] == pytest.approx(half.log()[0]["loss"], rel=0.02)
+    logged = half.log()[-1]["val"]["confusion"]
+    assert evaluate_run(half, EvaluateOptions(run=str(half.folder)))["confusion"] == logged
+    assert evaluate_run(half, EvaluateOptions(run=str(half.folder), precision="32"))["confusion"] != logged
+
+
+def test_the_first_weights_are_a_function_of_the_seed():
+    one, same, other = (build_network(replace(TINY, seed=seed), classes=9).head.weight for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("seed", 1), ("augment", "none"), ("schedule", "cosine"), ("batch", 2), ("size", Size(16, 32)), ("epochs", 9)],
+)
+def test_every_option_that_changes_a_result_is_told(tmp_path, option, value):
+    run = Run.create(tmp_path / "run", name="x", options=TINY, network={}, data={"classes": []})
+    assert run.differences(TINY) == []
+    assert run.differences(replace(TINY, device="cuda", root="elsewhere", out="x")) == []
+    assert [d.split()[0] for d in run.differences(replace(TINY, **{option: value}))] == [option]
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    def poison(*_):
+        for weights in tampered:
+            weights.data.fill_(float("nan"))
+        return 0.5
+
+    tampered = []
+    fit = training.fit
+
+    def watched(**given):
+        tampered.extend(given["network"].parameters())
+        fit(**given)
+
+    monkeypatch.setattr(experiment, "fit", watched)
+    monkeypatch.setattr(training, "train_epoch", poison)
+    with pytest.raises(FileError, match="weights are no longer finite after epoch 1"):
+        train(tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
 def test_a_folder_that_is_taken_is_refused_and_kept(tmp_path):
@@ -210,6 +312,22 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path):
     one.checkpoint("last").write_bytes(one.checkpoint("last").read_bytes()[:-7])
     with pytest.raises(FileError, match="is damaged"):
         one.network()
+
+
+def test_batch_norm_on_several_processes_is_refused():
+    with pytest.raises(OptionError, match="norm=batch"):
+        replace(TINY, norm="batch", devices=2)
+
+
+def test_a_study_is_checked_whole_before_anything_is_trained(tmp_path):
+    file = tmp_path / "study.yaml"
+    row = "{network: single, stem: x2, channels: 4, depth: 1, size: [16, 24], pictures: 5, epochs: 1, device: cpu}"
+    file.write_text(f"runs:\n  - {row}\n  - {{network: hourglass, augment: driv}}\n")
+    with pytest.raises(OptionError, match="did you mean 'drive'"):
+        study.run_study(file, tmp_path / "out", {}, Console(quiet=True))
+    assert not (tmp_path / "out").exists()
+    file.write_text(f"seeds: [0, 1]\nruns:\n  - {row}\n")
+    assert [run.options.seed for run in study.plan(file, tmp_path / "out", {"seed": 4})] == [4]
 
 
 def test_a_study_trains_what_is_missing_and_leaves_what_is_done(tmp_path):

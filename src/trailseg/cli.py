@@ -1,5 +1,6 @@
 """The command line: one function a command, each importing what it needs, so that `--help` answers at once."""
 
+import itertools
 import json
 import os
 import re
@@ -76,8 +77,10 @@ def data_stats(given: Given) -> int:
     from trailseg.data.readers import open_data
     from trailseg.data.statistics import count, plot
 
-    out = Path(options.out or f"stats-{options.data}-{options.split}.png")
-    if options.out and out.exists():
+    name = f"stats-{options.data}-{options.split}"
+    free = itertools.chain([Path(f"{name}.png")], (Path(f"{name}-{number}.png") for number in itertools.count(2)))
+    out = Path(options.out) if options.out else next(path for path in free if not path.exists())
+    if out.exists():
         raise FileError(out, "is there already", "say another out=, or remove it")
     source = open_data(
         options.data, root=options.root, labels=options.labels, size=options.size, pictures=options.pictures
@@ -115,15 +118,7 @@ def evaluate(given: Given) -> int:
     from trailseg.evaluation import evaluate_run
     from trailseg.runs import Run
 
-    measured = evaluate_run(
-        Run.open(options.run),
-        options,
-        split=options.split,
-        steps=options.steps,
-        checkpoint=options.checkpoint,
-        root=options.root,
-        batch=options.batch,
-    )
+    measured = evaluate_run(Run.open(options.run), options)
     if options.json:
         print(json.dumps({key: value for key, value in measured.items() if key != "confusion"}, indent=1))
         return 0

@@ -13,6 +13,10 @@ class Size(NamedTuple):
     width: int
 
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("32", "bf16")
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
     """A network: a row of the table and the parts it is built from."""
@@ -60,23 +64,13 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineOptions:
-    """Where and how it is computed."""
+class TrainOptions(DataOptions, NetworkOptions):
+    """Train one network into a run directory, or go on with resume=RUN."""
 
     device: str = "auto"
     """Device: auto, cpu, cuda or mps."""
     precision: str = "32"
     """Precision: 32, or bf16 (mixed: weights stay in 32 bits)."""
-
-    def __post_init__(self) -> None:
-        require("device", self.device, ("auto", "cpu", "cuda", "mps"))
-        require("precision", self.precision, ("32", "bf16"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions(MachineOptions, DataOptions, NetworkOptions):
-    """Train one network into a run directory, or go on with resume=RUN."""
-
     epochs: int = 100
     """Times that every training picture is seen (original: 100 and 250)."""
     batch: int = 6
@@ -104,17 +98,20 @@ class TrainOptions(MachineOptions, DataOptions, NetworkOptions):
     out: str | None = None
     """Run directory to make (default: runs/ and the network's name)."""
     resume: str | None = None
-    """Run directory to go on with after a cut; its own options hold, and only device and devices may differ."""
+    """Run directory to go on with after a cut; its own options hold, but for device, devices, nodes and root."""
 
     def __post_init__(self) -> None:
         NetworkOptions.__post_init__(self)
         DataOptions.__post_init__(self)
-        MachineOptions.__post_init__(self)
+        require("device", self.device, DEVICES)
+        require("precision", self.precision, PRECISIONS)
         require("schedule", self.schedule, ("constant", "cosine"))
         require_range(self, 1, LARGE, "epochs", "batch", "val_every", "devices", "nodes")
         require_range(self, 0, LARGE, "seed", "dice")
-        if not self.lr > 0:
+        if not 0 < self.lr < 1e30:
             raise OptionError(f"lr={self.lr}: take a learning rate above 0, such as 0.001")
+        if self.norm == "batch" and self.devices * self.nodes > 1:
+            raise OptionError("norm=batch: each process would take statistics of its own; take norm=group")
         if self.freeze_stem and self.stem_from is None:
             raise OptionError("freeze_stem=true needs a trained stem: say stem_from=RUN")
         if self.resume and self.out:
@@ -174,22 +171,28 @@ class StatsOptions(DataOptions):
     size: Size = Size(128, 256)
     """Height,width in pixels of procedural scenes; pictures on disk are counted at their own size."""
     out: str | None = None
-    """PNG to write the plot to (default: stats-DATA-SPLIT.png)."""
+    """PNG to write the plot to (default: stats-DATA-SPLIT.png, or the next free number)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedOptions(MachineOptions):
+class TrainedOptions:
     """A trained network."""
 
     run: str
     """Run directory, as `trailseg train` made it."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda or mps."""
+    precision: str | None = None
+    """Precision: 32 or bf16 (default: as trained)."""
     steps: int | None = None
     """Steps of refinement (default: as trained)."""
     checkpoint: str = "last"
     """Checkpoint: last, or best (chosen on val, so measured there it flatters)."""
 
     def __post_init__(self) -> None:
-        MachineOptions.__post_init__(self)
+        require("device", self.device, DEVICES)
+        if self.precision is not None:
+            require("precision", self.precision, PRECISIONS)
         require("checkpoint", self.checkpoint, ("last", "best"))
         if self.steps is not None:
             require_range(self, 1, LARGE, "steps")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trailseg.config import MachineOptions
+from trailseg.config import EvaluateOptions
 from trailseg.data.memory import Memory, decode, labels_at_scale
 from trailseg.data.readers import open_data
 from trailseg.errors import FileError
@@ -46,7 +46,7 @@ def evaluate(
     k = len(classes)
     full, small = (torch.zeros(steps, k, k, dtype=torch.int64, device=device) for _ in range(2))
     counts = torch.zeros(4, dtype=torch.int64, device=device)  # pixels and ignored ones, full and small
-    for where in torch.split(torch.arange(rank, len(memory.names), world), batch):
+    for where in torch.split(torch.arange(len(memory.names))[rank::world], batch):
         images = memory.images[where.to(memory.images.device)].to(device).float() / 255
         truths = labels_at_scale(memory.labels[where.to(memory.labels.device)].to(device), network.scale)
         with autocast():
@@ -73,39 +73,28 @@ def evaluate(
     return images_seen | at_full | {"at_stem_scale": at_stem, "confusion": full.tolist()}
 
 
-def evaluate_run(
-    run: Run,
-    machine: MachineOptions,
-    *,
-    split: str,
-    steps: int | None,
-    checkpoint: str,
-    root: str | None,
-    batch: int,
-) -> dict[str, Any]:
-    """`evaluate` for a run's checkpoint, on a split of the data it was trained on; steps None are those it was trained
-    with. FileError where that data has other classes now.
+def evaluate_run(run: Run, options: EvaluateOptions) -> dict[str, Any]:
+    """`evaluate` for a run's checkpoint, on a split of the data it was trained on.
+
+    FileError where that data has other classes now.
     """
-    options = run.options
-    network = run.network(checkpoint)
-    steps = network.up_to(options.steps) if steps is None else steps
+    trained = run.options
+    network = run.network(options.checkpoint)
+    steps = options.steps or network.up_to(trained.steps)
     network.check_steps(steps)
-    source = open_data(
-        options.data, root=root or options.root, labels=options.labels, size=options.size, pictures=options.pictures
-    )
+    root = options.root or trained.root
+    source = open_data(trained.data, root=root, labels=trained.labels, size=trained.size, pictures=trained.pictures)
     if list(source.labels.classes) != run.config["data"]["classes"]:
         raise FileError(run.folder, "was trained on other classes than the data has now", "say its own root=")
-    pictures = source.split(split)
-    if not pictures:
-        raise FileError(options.root or options.data, f"its split {split} is empty", "choose another split=")
-    fabric = make_fabric(machine)
+    pictures = source.split(options.split)
+    fabric = make_fabric(options.device, options.precision or trained.precision)
     return evaluate(
         network.to(fabric.device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-        decode(pictures, options.size),
-        split=split,
+        decode(pictures, trained.size),
+        split=options.split,
         steps=steps,
         classes=source.labels.classes,
-        batch=batch,
+        batch=options.batch,
         device=fabric.device,
         autocast=fabric.autocast,
     )

@@ -11,11 +11,12 @@ from rich.console import Console
 
 from trailseg.config import TrainOptions
 from trailseg.data.augment import PRESETS
+from trailseg.data.files import DataSet
 from trailseg.data.memory import Memory, decode
-from trailseg.data.readers import open_data
+from trailseg.data.readers import Procedural, open_data
 from trailseg.errors import FileError, require
 from trailseg.evaluation import evaluate
-from trailseg.labels import LabelSet
+from trailseg.labels import LabelSet, make_palette
 from trailseg.networks.cost import cost
 from trailseg.networks.recurrence import Recurrence
 from trailseg.networks.table import ROWS
@@ -31,17 +32,23 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
 
     OptionError and FileError before anything is written, where something does not fit; see also `training.fit`.
     """
-    require("augment", options.augment, PRESETS)
-    fabric = make_fabric(options)
+    source = check(options)
+    fabric = make_fabric(
+        options.device,
+        options.precision,
+        devices=options.devices,
+        nodes=options.nodes,
+        # Trained with one step, a network never hears its feedback, whose weights then get no gradient.
+        strategy="auto" if alone(options) else "ddp_find_unused_parameters_true" if options.steps == 1 else "ddp",
+    )
     console.quiet |= not fabric.is_global_zero
     if fabric.is_global_zero and resume:
         check_same(Run.open(folder), options)
     elif fabric.is_global_zero:
         Run.require_free(folder)
     make_repeatable()
-    with torch.device("meta"):  # finds a wrong network before the data are read
-        build_network(options, classes=2)
-    labels, memory, val = _decoded(options.data, options.root, options.labels, options.size, options.pictures)
+    labels = source.labels
+    memory, val = _decoded(options.data, options.root, options.labels, options.size, options.pictures)
     network = build_network(options, classes=len(labels.classes))
     mean, std = memory.mean_and_std()
     network.mean.copy_(mean)
@@ -82,7 +89,7 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
     if fabric.is_global_zero:
         steps = network.up_to(options.steps)
         sheet = example_sheet(
-            network, val, size=options.size, steps=steps, palette=labels.palette(), device=fabric.device
+            network, val, size=options.size, steps=steps, palette=make_palette(labels.colours), device=fabric.device
         )
         write_whole(run.folder / "plots" / "pictures.png", sheet)
         console.print(f"{folder}: {run.summary()}", highlight=False, soft_wrap=True)
@@ -102,14 +109,29 @@ def take_stem(network: Recurrence, options: TrainOptions, source: Run) -> None:
     network.std.copy_(weights["std"])
 
 
+def check(options: TrainOptions) -> DataSet | Procedural:
+    """The data set of these options; OptionError or FileError where a name among them, or its root, is wrong."""
+    require("augment", options.augment, PRESETS)
+    with torch.device("meta"):  # costs nothing, and finds a wrong network before the data are read
+        build_network(options, classes=2)
+    return open_data(
+        options.data, root=options.root, labels=options.labels, size=options.size, pictures=options.pictures
+    )
+
+
+def alone(options: TrainOptions) -> bool:
+    """Whether one process does it all."""
+    return options.devices * options.nodes == 1
+
+
 @lru_cache(maxsize=1)  # the rows of a study share their data: read it once
 def _decoded(
     data: str, root: str | None, labels: str | None, size: tuple[int, int], pictures: int
-) -> tuple[LabelSet, Memory, Memory]:
-    """The classes, train and val of a data set."""
+) -> tuple[Memory, Memory]:
+    """Train and val of a data set."""
     source = open_data(data, root=root, labels=labels, size=size, pictures=pictures)
     train, val = (decode(source.split(split), size) for split in ("train", "val"))
-    return source.labels, train, val
+    return train, val
 
 
 def facts_of_network(options: TrainOptions, labels: LabelSet) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Class tables of the data sets, and the decoding of label pictures into class ids."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,12 @@ class LabelSet:
             )
         return classes.astype(np.uint8)
 
-    def palette(self) -> np.ndarray:
-        """Display colours (256, 3) uint8 by class id; black where there is no class."""
-        palette = np.zeros((256, 3), np.uint8)
-        palette[: len(self.colours)] = self.colours
-        return palette
+
+def make_palette(colours: Sequence[Sequence[int]]) -> np.ndarray:
+    """Display colours (256, 3) uint8 by class id; black where there is no class."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(colours)] = colours
+    return palette
 
 
 def decode(image: Image.Image, labels: LabelSet, encoding: str = "auto") -> np.ndarray:

@@ -12,6 +12,7 @@ from trailseg.config import PredictOptions, Size
 from trailseg.data.files import PICTURE_SUFFIXES, read_image
 from trailseg.data.memory import Memory
 from trailseg.errors import FileError
+from trailseg.labels import make_palette
 from trailseg.networks.recurrence import Recurrence
 from trailseg.runs import Run
 from trailseg.training import make_fabric
@@ -63,10 +64,9 @@ def predict_run(run: Run, options: PredictOptions) -> Iterator[Path | FileError]
     network = run.network(options.checkpoint)
     steps = options.steps or network.up_to(run.options.steps)
     network.check_steps(steps)
-    fabric = make_fabric(options)
+    fabric = make_fabric(options.device, options.precision or run.options.precision)
     network.to(fabric.device)
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(run.config["data"]["colours"])] = run.config["data"]["colours"]
+    palette = make_palette(run.config["data"]["colours"])
     for picture in found:
         try:
             image = read_image(picture)

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from trailseg.config import TrainOptions
 from trailseg.errors import FileError, OptionError
-from trailseg.experiment import check_same, train
+from trailseg.experiment import alone, check, check_same, train
 from trailseg.parsing import from_mapping, read_yaml
 from trailseg.report import write_report
-from trailseg.runs import Run, build_network
+from trailseg.runs import Run
+from trailseg.writing import write_whole
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Planned:
     options: TrainOptions
 
 
-def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> tuple[str, list[Planned]]:
-    """The title and the runs of a study file, each checked before any is trained.
+def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
+    """The runs of a study file.
 
     The file maps `title`, `defaults` (options for all), `seeds` (each row is run with each) and `runs`, a list of rows:
     options, and a `name` where two rows have the same network. OptionError where a row is not right.
@@ -49,30 +49,31 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> tuple[str, list
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise OptionError(f"{file}: name={name}: use letters, digits, '.', '_' and '-'")
         given = {k: v for k, v in row.items() if k != "name"}
-        for seed in seeds:
+        for seed in [None] if "seed" in overrides else seeds:
             values = {**defaults, **given, **({} if seed is None else {"seed": seed}), **overrides}
             options = from_mapping(TrainOptions, values, f"{file}: {name}")
             folder = out / f"{name}-seed{options.seed}"
             if folder in planned:
                 raise OptionError(f"{file}: two rows are called {name}; give each a name of its own")
-            if options.devices * options.nodes > 1:
+            if not alone(options):
                 raise OptionError("a study trains on one device; train its rows by themselves to use several")
-            with torch.device("meta"):  # finds a wrong network before the first one has trained
-                build_network(options, classes=2)
             planned[folder] = Planned(name, folder, options)
-    return str(content.get("title", file.stem)), list(planned.values())
+    return list(planned.values())
 
 
 def run_study(file: Path, out: Path, overrides: Mapping[str, Any], console: Console) -> list[FileError]:
-    """Trains what is missing, resumes what was cut off, skips what is done, then writes the report.
+    """Trains what is missing, resumes what was cut off, skips what is done, then writes the report into `out`.
 
-    A run that fails is passed over, so that the others are not lost; the failures are returned. FileError with the
-    first where nothing at all could be trained.
+    It keeps a copy of the file there. A run that fails is passed over, so that the others are not lost; the failures
+    are returned. FileError with the first where nothing at all could be trained.
     """
-    title, planned = plan(file, out, overrides)
+    planned = plan(file, out, overrides)
     for wanted in planned:
         if (wanted.folder / "config.yaml").exists():
             check_same(Run.open(wanted.folder), wanted.options)
+        else:
+            check(wanted.options)
+    write_whole(out / "study.yaml", file.read_bytes())
     failures: list[FileError] = []
     for wanted in planned:
         begun = (wanted.folder / "config.yaml").exists()
@@ -85,5 +86,5 @@ def run_study(file: Path, out: Path, overrides: Mapping[str, Any], console: Cons
             failures.append(error)
     if len(failures) == len(planned):
         raise failures[0]
-    write_report(out, title)
+    write_report(out)
     return failures

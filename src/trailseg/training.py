@@ -15,10 +15,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from trailseg.config import MachineOptions, TrainOptions
+from trailseg.config import TrainOptions
 from trailseg.data import augment
 from trailseg.data.memory import Batch, Memory, batches, labels_at_scale
 from trailseg.errors import FileError, OptionError
+from trailseg.labels import IGNORE
 from trailseg.losses import StepLoss
 from trailseg.networks.recurrence import Recurrence
 from trailseg.runs import Run
@@ -30,24 +31,19 @@ Report = Callable[[dict[str, Any]], None]
 """Is told of every epoch: the line that goes into the log."""
 
 
-def make_fabric(options: MachineOptions) -> Fabric:
-    """Device, precision and, for a training, processes; OptionError where the device is not there."""
-    if options.device in ("cuda", "mps"):
-        there = torch.cuda.is_available() if options.device == "cuda" else torch.backends.mps.is_available()
+def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1, strategy: str = "auto") -> Fabric:
+    """Fabric for a device and a precision by the names of the options; OptionError where the device is not there."""
+    if device in ("cuda", "mps"):
+        there = torch.cuda.is_available() if device == "cuda" else torch.backends.mps.is_available()
         if not there:
-            raise OptionError(f"device={options.device}: there is none here; say device=cpu, or leave it out")
-    devices, nodes, strategy = 1, 1, "auto"
-    if isinstance(options, TrainOptions) and options.devices * options.nodes > 1:
-        devices, nodes = options.devices, options.nodes
-        # Trained with one step, a network never hears its feedback, whose weights then get no gradient.
-        strategy = "ddp_find_unused_parameters_true" if options.steps == 1 else "ddp"
+            raise OptionError(f"device={device}: there is none here; say device=cpu, or leave it out")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of every precision and process group
     return Fabric(
-        accelerator=options.device,
+        accelerator=device,
         devices=devices,
         num_nodes=nodes,
         strategy=strategy,
-        precision="bf16-mixed" if options.precision == "bf16" else "32-true",
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
 
 
@@ -71,7 +67,7 @@ def fit(
     """Trains `network` on `memory` from the run's last checkpoint (or the network's own weights) to the last epoch.
 
     After each epoch the log gets its line and then checkpoints/last is replaced; checkpoints/best holds the weights of
-    the best validated mIoU of the last step. FileError where a loss is not finite; the checkpoints then stay.
+    the best validated mIoU of the last step. FileError where a loss or weight is not finite; no checkpoint holds such.
     """
     network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.freeze_stem:
@@ -92,6 +88,9 @@ def fit(
             network.stem.eval()
         adam.param_groups[0]["lr"] = learning_rate(options, epoch)
         loss = train_epoch(fabric, network, wrapped, optimizer, memory, options, epoch, run)
+        if not all(weights.isfinite().all() for weights in network.parameters()):
+            problem = f"weights are no longer finite after epoch {epoch}"
+            raise FileError(run.folder, problem, "train anew with a smaller lr; the last checkpoint is whole")
         seconds = time.perf_counter() - started
         due = epoch % options.val_every == 0 or epoch == options.epochs
         record = {
@@ -157,7 +156,7 @@ def load(
     """Augmented images (B, 3, H, W) in 0..1 and labels (B, H, W) of one batch, on the device."""
     where = batch.pictures.to(memory.images.device)
     images = memory.images[where].to(device).float() / 255
-    labels = memory.labels[where].to(device).masked_fill(batch.repeated.to(device)[:, None, None], 255)
+    labels = memory.labels[where].to(device).masked_fill(batch.repeated.to(device)[:, None, None], IGNORE)
     preset = augment.PRESETS[options.augment]
     if preset == augment.PRESETS["none"]:
         return images, labels

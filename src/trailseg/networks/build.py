@@ -40,7 +40,7 @@ def build(
             "variance can be taken; take a larger size, a smaller stem or depth, or norm=group"
         )
     features = (padded[0] // scale, padded[1] // scale)
-    cores = {"S": steps}.get(str(row.cores)) or int(row.cores)
+    cores = steps if row.cores == "S" else row.cores
     max_steps = row.max_steps or (steps if row.cores == "S" else None)
     return Recurrence(
         stem=make_stem(scale=scale, channels=channels, norm=make_norm, size=padded),

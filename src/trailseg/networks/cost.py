@@ -1,6 +1,8 @@
 """What a network costs: parameters and multiply-accumulates, counted without computing anything."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trailseg.networks.build import build
 from trailseg.networks.norms import Size
-from trailseg.networks.recurrence import Recurrence
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,16 @@ def cost(*, size: Size, **options: Any) -> Cost:
     with torch.device("meta"):
         network = build(size=size, **options)
         image = torch.empty(1, 3, *size)
-    macs = {steps: _macs(network, image, steps) for steps in (1, 2) if steps <= (network.max_steps or 2)}
-    with FlopCounterMode(display=False) as counter:
-        network.stem(network.pad(image))
-    stem = counter.get_total_flops() // 2
+    stem = _macs(lambda: network.stem(network.pad(image)))
+    one, two = (_macs(partial(network, image, network.up_to(steps))) for steps in (1, 2))
     return Cost(
         parameters=sum(p.numel() for p in network.parameters()),
         macs_stem=stem,
-        macs_step=macs[2] - macs[1] if 2 in macs else macs[1] - stem,
+        macs_step=two - one if two > one else one - stem,
     )
 
 
-def _macs(network: Recurrence, image: torch.Tensor, steps: int) -> int:
+def _macs(compute: Callable[[], torch.Tensor]) -> int:
     with FlopCounterMode(display=False) as counter:
-        network(image, steps)
+        compute()
     return counter.get_total_flops() // 2

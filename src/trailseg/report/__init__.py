@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trailseg.errors import FileError
+from trailseg.parsing import read_yaml
 from trailseg.report.formats import to_csv, to_markdown
 from trailseg.report.logs import Run, read_runs
 from trailseg.report.page import render
@@ -28,7 +29,7 @@ class Report:
     """Runs without a validated epoch, which no table can hold yet."""
 
 
-def write_report(folder: Path, title: str | None = None) -> Report:
+def write_report(folder: Path) -> Report:
     """Write table.md, table.csv, plots/*.png and report.html into `folder`, a run or a folder of runs.
 
     FileError if the folder is missing, holds no run, or none of its runs has a validated epoch.
@@ -40,7 +41,8 @@ def write_report(folder: Path, title: str | None = None) -> Report:
             folder, f"none of its {len(runs)} runs has a validated epoch", "train until the first validation"
         )
     tables = build_tables([run for run in runs if run.validations])
-    title = title or folder.resolve().name
+    study = folder / "study.yaml"  # kept there by `trailseg study`
+    title = str(read_yaml(study).get("title", folder.name)) if study.exists() else folder.resolve().name
     plots: list[list[Plot]] = [draw(table, folder / "plots", number) for number, table in enumerate(tables, start=1)]
     return Report(
         markdown=write_whole(folder / "table.md", to_markdown(tables, unfinished, title)),

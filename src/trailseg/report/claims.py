@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,22 +19,42 @@ def claims(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _residual(named: dict[str, Row]) -> Iterator[str]:
-    """Pairs of rows that differ in nothing but the residual."""
-    twins = {row: name for name, row in networks.NAMED.items()}
-    pairs = [
-        (named[plain], named[twin])
-        for plain, row in networks.NAMED.items()
-        if not row.residual and plain in named and (twin := twins.get(replace(row, residual=True))) in named
-    ]
-    if pairs:
-        gains = [100 * (residual.miou[-1].mean - plain.miou[-1].mean) for plain, residual in pairs]
-        better = sum(gain > 0 for gain in gains)
-        names = ", ".join(f"{r.name} over {p.name} {gain:+.1f}" for (p, r), gain in zip(pairs, gains, strict=True))
+    """What the residual brings, beside what the other two axes of the table bring."""
+    pairs = _gains(named, "residual", False, True)
+    others = {
+        "copying the context": _gains(named, "context", "none", "shared"),
+        "a second core": _gains(named, "cores", 1, 2),
+        "a core for each step": _gains(named, "cores", 1, "S"),
+    }
+    effects = {change: float(np.mean(list(gains.values()))) for change, gains in others.items() if gains}
+    if pairs and effects:
+        mean, better = float(np.mean(list(pairs.values()))), sum(gain > 0 for gain in pairs.values())
+        holds = mean > 0 and mean >= max(map(abs, effects.values()))
         yield (
-            f"**Residual connections matter most**: {_verdict(better, len(gains))}. Of {len(gains)} pairs that differ "
-            f"in nothing else, the residual one is better in {better}, by {np.mean(gains):+.1f} points of mIoU on "
-            f"average ({names})."
+            f"**Residual connections matter most**: {'holds' if holds else 'does not hold'} in these figures. Of "
+            f"{len(pairs)} pairs of networks that differ in nothing else, the residual one is better in {better}, by "
+            f"{mean:+.1f} points of mIoU on average ({_listed(pairs)}). Changed alone, the other axes bring "
+            f"{_listed(effects)} points."
         )
+
+
+def _gains(named: dict[str, Row], axis: str, before: Any, after: Any) -> dict[str, float]:
+    """Points of mIoU that each network of the table gains when its row changes from `before` to `after` on one axis."""
+    names = {row: name for name, row in networks.NAMED.items()}
+    twins = {
+        name: names.get(replace(row, **dict[str, Any]({axis: after})))
+        for name, row in networks.NAMED.items()
+        if getattr(row, axis) == before
+    }
+    return {
+        f"{twin} over {name}": 100 * (named[twin].miou[-1].mean - named[name].miou[-1].mean)
+        for name, twin in twins.items()
+        if name in named and twin in named
+    }
+
+
+def _listed(gains: dict[str, float]) -> str:
+    return ", ".join(f"{name} {gain:+.1f}" for name, gain in gains.items())
 
 
 def _steps(rows: Sequence[Row]) -> Iterator[str]:
