@@ -67,8 +67,9 @@ def test_a_run_repeated_ends_the_same_to_the_bit(tmp_path):
     assert other.checkpoint("last").read_bytes() != one.checkpoint("last").read_bytes()
 
 
-def test_a_run_cut_after_any_epoch_and_resumed_ends_the_same_to_the_bit(tmp_path, monkeypatch):
-    whole = train(tmp_path / "whole")
+@pytest.mark.parametrize("options", [{}, {"lr": 0.05, "augment": "none"}])  # the second is best after its first epoch
+def test_a_run_cut_after_any_epoch_and_resumed_ends_the_same_to_the_bit(tmp_path, monkeypatch, options):
+    whole = train(tmp_path / "whole", **options)
     for cut in (1, 2):
         save = Run.save
 
@@ -79,11 +80,11 @@ def test_a_run_cut_after_any_epoch_and_resumed_ends_the_same_to_the_bit(tmp_path
 
         monkeypatch.setattr(Run, "save", save_then_die)
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / f"cut{cut}")
+            train(tmp_path / f"cut{cut}", **options)
         monkeypatch.undo()
         run = Run.open(tmp_path / f"cut{cut}")
         assert (run.epoch, len(run.log())) == (cut, cut + 1)
-        go_on(run.folder)
+        go_on(run.folder, **options)
         for which in ("last", "best"):
             assert run.checkpoint(which).read_bytes() == whole.checkpoint(which).read_bytes()
         assert without_times(run) == without_times(whole)
