@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from trailseg.errors import FileError
-from trailseg.networks.table import NAMED
+from trailseg.networks.table import ROWS
 from trailseg.report import Report, write_report
 from trailseg.report.claims import claims
 from trailseg.report.formats import summary
@@ -316,7 +316,7 @@ def test_claims_say_what_the_figures_say(tmp_path):
         "iterative-v4": (0.3, 0.4),
     }
     rows = [claimed(name, *steps) for name, steps in mious.items()]
-    residual, steps, parameters = claims(rows)
+    residual, steps, parameters, baseline = claims([*rows, claimed("single", 0.45, 0.45)])
     # The residual brings (+10 - 6) / 2; a shared context with one core and a stack without differ in two axes.
     assert "does not hold in these figures" in residual
     assert "residual one is better in 1, by +2.0 points" in residual
@@ -327,11 +327,13 @@ def test_claims_say_what_the_figures_say(tmp_path):
     assert "at 2 steps the ratio is 3.0" in parameters
     assert "iterative-v4 with 1.00M, has 40.0 % mIoU" in parameters
     assert "hourglass with 3.00M, has 50.0 % (-10.0 points" in parameters
+    assert "single has 45.0 % mIoU; 2 of 5 networks end above that (hourglass +5.0," in baseline
 
 
 def claimed(name, first, last):
-    row = NAMED[name]
+    row = ROWS[name]
     network = Network(row.cores, row.context, row.residual, 3_000_000 if row.cores == "S" else 1_000_000, 1, 1)
     run = cast("Run", SimpleNamespace(network=network))
     steps = tuple(Stat(value, None) for value in (first, last))
-    return Row(name, (run,), Stat(0.9, None), steps, Stat(last - first, None), None, ())
+    growth = Stat(last - first, None) if name != "single" else None
+    return Row(name, (run,), Stat(0.9, None), steps, growth, None, ())

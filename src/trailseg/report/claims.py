@@ -1,4 +1,4 @@
-"""The original study's three claims, held against a table: what its figures say of each, in a sentence."""
+"""The original study's claims held against a table, and whether one step would do: a sentence for each."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +16,7 @@ def claims(rows: Sequence[Row]) -> Iterator[str]:
     yield from _residual(named)
     yield from _steps([row for row in rows if row.growth])
     yield from _parameters(named)
+    yield from _baseline(named, [row for row in rows if row.name in networks.BASELINE])
 
 
 def _residual(named: dict[str, Row]) -> Iterator[str]:
@@ -87,6 +88,17 @@ def _parameters(named: dict[str, Row]) -> Iterator[str]:
             f"{one.miou[-1].percent()} % mIoU; the best stack, {large}, has {many.miou[-1].percent()} % "
             f"({behind:+.1f} points for the iterative one)."
         )
+
+
+def _baseline(named: dict[str, Row], baselines: Sequence[Row]) -> Iterator[str]:
+    for one in baselines:
+        leads = {name: 100 * (row.miou[-1].mean - one.miou[-1].mean) for name, row in named.items()}
+        if leads:
+            yield (
+                f"**Is it refinement, or would one step do?** Trained for its one step alone, {one.name} has "
+                f"{one.miou[-1].percent()} % mIoU; {sum(lead > 0 for lead in leads.values())} of {len(leads)} networks "
+                f"end above that ({_listed(leads)})."
+            )
 
 
 def _verdict(good: int, of: int) -> str:
