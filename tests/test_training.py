@@ -199,7 +199,7 @@ def test_the_logged_loss_is_that_of_the_augmented_pictures(tmp_path, dice):
     run = study_of(options, tmp_path / "run")
     source = experiment.check(options)
     pictures = memory.decode(source.split("train"), options.size)
-    network = run.network()
+    network = run.network().requires_grad_(False)
     for epoch in (1, 2):
         order = memory.epoch_order(7, seed=3, epoch=epoch)
         total = 0.0
