@@ -46,7 +46,8 @@ def evaluate(
     k = len(classes)
     full, small = (torch.zeros(steps, k, k, dtype=torch.int64, device=device) for _ in range(2))
     counts = torch.zeros(4, dtype=torch.int64, device=device)  # pixels and ignored ones, full and small
-    for where in torch.split(torch.arange(len(memory.names))[rank::world], batch):
+    mine = torch.arange(len(memory.names))[rank::world]  # none, where there are more processes than pictures
+    for where in (mine[first : first + batch] for first in range(0, len(mine), batch)):
         images = memory.images[where.to(memory.images.device)].to(device).float() / 255
         truths = labels_at_scale(memory.labels[where.to(memory.labels.device)].to(device), network.scale)
         with autocast():
