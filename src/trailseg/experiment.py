@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from rich.console import Console
 
 from trailseg.config import TrainOptions
@@ -32,30 +33,17 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
 
     OptionError and FileError before anything is written, where something does not fit; see also `training.fit`.
     """
-    source = check(options)
-    fabric = make_fabric(
-        options.device,
-        options.precision,
-        devices=options.devices,
-        nodes=options.nodes,
-        # Trained with one step, a network never hears its feedback, whose weights then get no gradient.
-        strategy="auto" if alone(options) else "ddp_find_unused_parameters_true" if options.steps == 1 else "ddp",
-    )
+    labels = check(options).labels
+    fabric = _fabric(options)
     console.quiet |= not fabric.is_global_zero
     if fabric.is_global_zero and resume:
         check_same(Run.open(folder), options)
     elif fabric.is_global_zero:
         Run.require_free(folder)
     make_repeatable()
-    labels = source.labels
     memory, val = _decoded(options.data, options.root, options.labels, options.size, options.pictures)
-    network = build_network(options, classes=len(labels.classes))
-    mean, std = memory.mean_and_std()
-    network.mean.copy_(mean)
-    network.std.copy_(std)
-    if options.stem_from is not None and not (resume and Run(folder).epoch):
-        take_stem(network, options, Run.open(options.stem_from))
     run = Run(folder)
+    network = _first_weights(options, labels, memory, begun=resume and run.epoch > 0)
     if fabric.is_global_zero:
         data = facts_of_data(options, labels, memory, val)
         if resume:
@@ -94,6 +82,27 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
         write_whole(run.folder / "plots" / "pictures.png", sheet)
         console.print(f"{folder}: {run.summary()}", highlight=False, soft_wrap=True)
     return run
+
+
+def _fabric(options: TrainOptions) -> Fabric:
+    """Device, precision and processes of these options."""
+    strategy = "auto" if alone(options) else "ddp"
+    if strategy == "ddp" and options.steps == 1 and ROWS[options.network].max_steps != 1:
+        strategy = "ddp_find_unused_parameters_true"  # with one step nothing hears the feedback
+    return make_fabric(
+        options.device, options.precision, devices=options.devices, nodes=options.nodes, strategy=strategy
+    )
+
+
+def _first_weights(options: TrainOptions, labels: LabelSet, memory: Memory, *, begun: bool) -> Recurrence:
+    """The network as it is before the first epoch; one that has `begun` gets its weights from its checkpoint later."""
+    network = build_network(options, classes=len(labels.classes))
+    mean, std = memory.mean_and_std()
+    network.mean.copy_(mean)
+    network.std.copy_(std)
+    if options.stem_from is not None and not begun:
+        take_stem(network, options, Run.open(options.stem_from))
+    return network
 
 
 def take_stem(network: Recurrence, options: TrainOptions, source: Run) -> None:
