@@ -1,4 +1,4 @@
-"""The twelve recurrences of design.md's table, each written out step by step as an independent reference.
+"""The twelve recurrences of the study's table, each written out step by step as an independent reference.
 
 Nothing here is shared with `trailseg.networks.recurrence`: only the parts (stem, cores, head, feedback, fuses) and the
 two gates are taken from the network under test. Every function returns the logits of three steps.

@@ -170,7 +170,7 @@ def test_ignored_ids():
 
 
 def test_the_coarse_classes_are_those_of_the_study():
-    names = {  # design.md, section 3
+    names = {  # docs/data.md
         "terrain": range(4), "vegetation": range(4, 11), "construction": range(11, 14), "vehicle": range(14, 16),
         "sky": [16], "object": range(17, 20), "human": [20], "animal": [21], "void": [22],
     }  # fmt: skip

@@ -12,7 +12,7 @@ from trailseg.data.own import own
 from trailseg.errors import FileError, OptionError, require
 from trailseg.labels import CAMVID, TAS500_COARSE, TAS500_FINE, LabelSet
 
-# Pictures of TAS500 whose labels are broken (design.md, section 3).
+# Pictures of TAS500 whose labels are broken (docs/data.md).
 TAS500_BROKEN = frozenset(
     ("1537962190852671077", "1539600515553691119", "1539600738459369245", "1539600829359771415", "1567611260762673589")
 )
