@@ -263,7 +263,7 @@ def test_the_stem_has_the_weights_it_is_said_to_have():
 
 
 def test_the_originals_cost():
-    """docs/seed-deviations.md: the stem's 44.5 GMAC are met exactly; our core is a little smaller than the original's."""
+    """docs/seed-deviations.md: the stem's 44.5 GMAC are met exactly; our core is a little smaller."""
     original = {"stem": "x8", "core": "resunet", "norm": "layerHW", "channels": 60, "depth": 4, "growth": 1.5}
     shape = {"steps": 3, "classes": 10, "size": (384, 768)}
     one, two, three = (cost(network=n, **original, **shape) for n in ("iterative-v6", "iterative-v5", "res-hourglass"))
