@@ -20,7 +20,6 @@ from trailseg.study import plan
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCS = [README, *sorted((ROOT / "docs").glob("*.md"))]
-RESULTS = ROOT / "results" / "camvid-laptop"
 
 
 def check_block(path, name, expected):
@@ -34,37 +33,41 @@ def check_block(path, name, expected):
     assert text == wanted or os.environ.get("ACCEPT")
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """The report of the committed logs, made anew."""
-    folder = tmp_path_factory.mktemp("report") / RESULTS.name
-    shutil.copytree(RESULTS, folder, ignore=shutil.ignore_patterns("plots", "*.html", "table.*"))
-    return write_report(folder)
+@pytest.fixture(scope="module", params=["camvid-laptop", "camvid-laptop-seeds"])
+def results(request, tmp_path_factory):
+    """A folder of committed results, and its report made anew from the logs."""
+    committed = ROOT / "results" / request.param
+    folder = tmp_path_factory.mktemp("report") / committed.name
+    shutil.copytree(committed, folder, ignore=shutil.ignore_patterns("plots", "*.html", "table.*"))
+    return committed, write_report(folder)
 
 
-def test_the_readmes_table_is_that_of_the_committed_logs(report):
+def test_the_readmes_figures_are_those_of_the_committed_logs(results):
+    committed, report = results
     table = re.search(r"^\|.*?(?=\n\n|\Z)", report.markdown.read_text(), re.DOTALL | re.MULTILINE)
-    check_block(README, "table", table[0])
+    check_block(README, f"table {committed.name}", table[0])
+    if committed.name == "camvid-laptop":
+        check_block(
+            README, "claims", "\n".join(f"- {claim}" for table in report.tables for claim in claims(table.rows))
+        )
 
 
-def test_the_readmes_claims_are_those_of_the_committed_logs(report):
-    check_block(README, "claims", "\n".join(f"- {claim}" for table in report.tables for claim in claims(table.rows)))
-
-
-def test_the_committed_table_is_that_of_the_committed_logs(report):
+def test_the_committed_table_is_that_of_the_committed_logs(results):
+    committed, report = results
     for name in ("table.md", "table.csv"):
-        assert (RESULTS / name).read_text() == (report.markdown.parent / name).read_text()
+        assert (committed / name).read_text() == (report.markdown.parent / name).read_text()
 
 
-def test_the_committed_runs_are_those_of_the_committed_study():
-    assert (RESULTS / "study.yaml").read_bytes() == (ROOT / "studies" / "camvid-laptop.yaml").read_bytes()
-    for run in plan(RESULTS / "study.yaml", RESULTS, {}):
+def test_the_committed_runs_are_those_of_the_committed_study(results):
+    committed, _ = results
+    study = committed / "study.yaml"
+    assert study.read_bytes() == (ROOT / "studies" / f"{committed.name}.yaml").read_bytes()
+    planned = plan(study, committed, {})
+    assert {run.folder.name for run in planned} == {path.parent.name for path in committed.glob("*/log.jsonl")}
+    for run in planned:
         options = read_yaml(run.folder / "config.yaml")["options"]
-        wanted = {f.name: getattr(run.options, f.name) for f in fields(run.options)}
-        different = [
-            k for k, v in options.items() if k not in ("root", "device") and v not in (wanted[k], list(wanted["size"]))
-        ]
-        assert different == []
+        wanted = {f.name: getattr(run.options, f.name) for f in fields(run.options)} | {"size": list(run.options.size)}
+        assert [k for k, v in options.items() if k not in ("root", "device") and v != wanted[k]] == []
 
 
 def test_the_readme_names_every_file_in_a_line():
