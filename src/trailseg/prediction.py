@@ -1,7 +1,6 @@
 """Class ids and overlays for pictures, from a trained network."""
 
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from trailseg.labels import make_palette
 from trailseg.networks.recurrence import Recurrence
 from trailseg.runs import Run
 from trailseg.training import make_fabric
-from trailseg.writing import write_whole
+from trailseg.writing import png, write_whole
 
 
 @torch.inference_mode()
@@ -75,8 +74,8 @@ def predict_run(run: Run, options: PredictOptions) -> Iterator[Path | FileError]
             continue
         with fabric.autocast():
             ids = predict(network, image, size=run.options.size, steps=steps, device=fabric.device)[-1]
-        write_whole(out / f"{picture.stem}_overlay.png", _png(overlay(image, ids, palette)))
-        yield write_whole(out / f"{picture.stem}.png", _png(ids))
+        write_whole(out / f"{picture.stem}_overlay.png", png(overlay(image, ids, palette)))
+        yield write_whole(out / f"{picture.stem}.png", png(ids))
 
 
 def example_sheet(
@@ -96,10 +95,4 @@ def example_sheet(
         image = memory.images[position].permute(1, 2, 0).cpu().numpy()
         ids = predict(network, image, size=size, steps=steps, device=device)
         rows.append(np.concatenate([image, palette[memory.labels[position].cpu().numpy()], *palette[ids]], 1))
-    return _png(np.concatenate(rows))
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    return png(np.concatenate(rows))

@@ -2,9 +2,20 @@
 
 import os
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from trailseg.errors import FileError
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A PNG of (H, W) or (H, W, 3) uint8."""
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def write_whole(path: Path, content: bytes | str) -> Path:

@@ -1,6 +1,5 @@
 """Procedural off-road scenes: pictures and TAS500 labels made on the spot, endless and reproducible from a seed."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from trailseg.errors import FileError
 from trailseg.labels import IGNORE, TAS500_FINE
+from trailseg.writing import png, write_whole
 
 OFFSETS: Mapping[str, int] = {"train": 0, "val": 1_000_000, "test": 2_000_000}
 """The index of each split's first scene: far enough apart that no two splits share a scene."""
@@ -384,6 +384,4 @@ def write(root: Path, *, train: int, val: int, test: int, size: tuple[int, int],
             image, ids = scene(seed=seed, index=index, size=size)
             for kind, pixels in (("", image), ("_labels", colours[ids]), ("_labels_ids", ids)):
                 if (folder := target / (split + kind)).exists():
-                    # Under another name until complete: nobody reads half a file.
-                    Image.fromarray(pixels).save(unfinished := folder / f"{name}.part", "PNG")
-                    os.replace(unfinished, folder / name)
+                    write_whole(folder / name, png(pixels))
