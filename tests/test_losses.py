@@ -10,7 +10,7 @@ from trailseg.losses import StepLoss, soft_dice
 
 
 def loss_of(logits, labels, dice=1.0):
-    sums, counts = StepLoss(dice=dice)(logits, labels)
+    sums, counts = StepLoss(dice=dice, gamma=1)(logits, labels)
     return (sums / counts.clamp(min=1)).sum()
 
 
@@ -61,8 +61,8 @@ def test_sums_and_counts_add_up_over_parts_of_a_batch():
     logits, labels = torch.randn(3, 2, 4, 5, 6), torch.randint(0, 4, (3, 5, 6), dtype=torch.uint8)
     labels[0] = IGNORE
     labels[1, :3] = IGNORE
-    whole = StepLoss(dice=0.5)(logits, labels)
-    parts = [StepLoss(dice=0.5)(logits[s], labels[s]) for s in (slice(0, 1), slice(1, 3))]
+    whole = StepLoss(dice=0.5, gamma=1)(logits, labels)
+    parts = [StepLoss(dice=0.5, gamma=1)(logits[s], labels[s]) for s in (slice(0, 1), slice(1, 3))]
     for i in range(2):
         torch.testing.assert_close(whole[i], parts[0][i] + parts[1][i])
 

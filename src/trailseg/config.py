@@ -41,7 +41,8 @@ class NetworkOptions:
     """Height,width in pixels that pictures are resized to (original: 384,768; the default suits a laptop)."""
 
     def __post_init__(self) -> None:
-        require_range(self, 1, LARGE, "channels", "steps")
+        require_range(self, 1, LARGE, "channels")
+        require_range(self, 1, STEPS_LIMIT, "steps")
         require_range(self, 1, 10, "depth")
         require_range(self, 0.1, 10, "growth")
 
@@ -81,6 +82,12 @@ class TrainOptions(DataOptions, NetworkOptions):
     """Learning rate over the epochs: constant (original) or cosine (to zero)."""
     dice: float = 1.0
     """Weight of the Dice loss beside cross-entropy; 0 leaves it out."""
+    gamma: float = 1.0
+    """Weight of a step in the loss, relative to the step after it (original: 1, all alike)."""
+    fewest_steps: int | None = None
+    """Fewest steps of a batch: each draws its number from there to `steps` (default and original: always `steps`)."""
+    prefix: int = 0
+    """Most steps before those, without gradient and loss: each batch draws their number from 0 to there."""
     augment: str = "drive"
     """Augmentation: none, seed (the original's flips and rotations by 15 and 30 degrees) or drive (forward views)."""
     seed: int = 0
@@ -108,6 +115,10 @@ class TrainOptions(DataOptions, NetworkOptions):
         require("schedule", self.schedule, ("constant", "cosine"))
         require_range(self, 1, LARGE, "epochs", "batch", "val_every", "devices", "nodes")
         require_range(self, 0, LARGE, "seed", "dice")
+        require_range(self, 0, 1, "gamma")
+        require_range(self, 0, STEPS_LIMIT, "prefix")
+        if self.fewest_steps is not None:
+            require_range(self, 1, self.steps, "fewest_steps")
         if not 0 < self.lr < 1e30:
             raise OptionError(f"lr={self.lr}: take a learning rate above 0, such as 0.001")
         if self.norm == "batch" and self.devices * self.nodes > 1:
@@ -195,7 +206,7 @@ class TrainedOptions:
             require("precision", self.precision, PRECISIONS)
         require("checkpoint", self.checkpoint, ("last", "best"))
         if self.steps is not None:
-            require_range(self, 1, LARGE, "steps")
+            require_range(self, 1, STEPS_LIMIT, "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +256,7 @@ class ReportOptions:
 
 
 LARGE = 2**31 - 1  # more than anybody needs, and still a number that every library takes
+STEPS_LIMIT = 256  # far beyond the step after which an answer changes no more
 
 
 def require_range(options: object, least: float, most: float, *names: str) -> None:

@@ -15,7 +15,7 @@ from trailseg.data.augment import PRESETS
 from trailseg.data.files import DataSet
 from trailseg.data.memory import Memory, decode
 from trailseg.data.readers import Procedural, open_data
-from trailseg.errors import FileError, require
+from trailseg.errors import FileError, OptionError, require
 from trailseg.evaluation import evaluate
 from trailseg.labels import LabelSet, make_palette
 from trailseg.networks.cost import cost
@@ -87,7 +87,8 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
 def _fabric(options: TrainOptions) -> Fabric:
     """Device, precision and processes of these options."""
     strategy = "auto" if alone(options) else "ddp"
-    if strategy == "ddp" and options.steps == 1 and ROWS[options.network].max_steps != 1:
+    varied = options.prefix > 0 or options.fewest_steps is not None
+    if strategy == "ddp" and (varied or (options.steps == 1 and ROWS[options.network].max_steps != 1)):
         strategy = "ddp_find_unused_parameters_true"  # with one step nothing hears the feedback
     return make_fabric(
         options.device, options.precision, devices=options.devices, nodes=options.nodes, strategy=strategy
@@ -122,7 +123,9 @@ def check(options: TrainOptions) -> DataSet | Procedural:
     """The data set of these options; OptionError or FileError where a name among them, or its root, is wrong."""
     require("augment", options.augment, PRESETS)
     with torch.device("meta"):  # costs nothing, and finds a wrong network before the data are read
-        build_network(options, classes=2)
+        network = build_network(options, classes=2)
+    if options.prefix and network.max_steps is not None:
+        raise OptionError(f"prefix={options.prefix}: {options.network} takes no further steps; it needs 1 or 2 cores")
     return open_data(
         options.data, root=options.root, labels=options.labels, size=options.size, pictures=options.pictures
     )

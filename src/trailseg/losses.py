@@ -1,4 +1,4 @@
-"""The loss of a trail of predictions: cross-entropy plus Dice, averaged over the steps (the original study's).
+"""The loss of a trail of predictions: cross-entropy plus Dice, a weighted mean over the steps.
 
 Legend: B batch, S steps, K classes, h x w feature map.
 """
@@ -16,24 +16,30 @@ from trailseg.labels import IGNORE
 class StepLoss:
     """Cross-entropy per scored pixel plus `dice` times the soft Dice loss per picture.
 
-    It is returned as sums and counts, so that processes which share a batch can divide by what they have together.
+    A step weighs `gamma` times as much as the one after it (RAFT, Teed and Deng 2020, section 3.3); with 1 all weigh
+    the same (the original study's). It is returned as sums and counts, so that processes which share a batch can divide
+    by what they have together.
     """
 
     dice: float
+    gamma: float
 
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Sums (2,) and counts (2,), float32, of logits (B, S, K, h, w) against labels (B, h, w) uint8.
 
-        Cross-entropy is summed over scored pixels, Dice over pictures with any, both averaged over steps. Without a
-        scored pixel sums, counts and gradients are 0.
+        Cross-entropy is summed over scored pixels, Dice over pictures with any, both in the weighted mean of
+        the steps. Without a scored pixel sums, counts and gradients are 0.
         """
-        steps = logits.shape[1]
+        batch, steps = logits.shape[:2]
+        weights = self.gamma ** torch.arange(steps - 1, -1, -1, device=logits.device, dtype=torch.float32)  # 0^0 is 1
+        total, weight = weights.sum(), weights.repeat(batch)  # (B*S,)
         flat = logits.float().flatten(0, 1)  # (B*S, K, h, w)
         target = labels.long().repeat_interleave(steps, 0)  # (B*S, h, w)
         scored = target != IGNORE
         log_p = F.log_softmax(flat, 1)
-        entropy = F.nll_loss(log_p, target, ignore_index=IGNORE, reduction="sum") / steps
-        dice = soft_dice(log_p.exp(), target).sum() / steps
+        weighted = log_p * weight.view(-1, 1, 1, 1)
+        entropy = F.nll_loss(weighted, target, ignore_index=IGNORE, reduction="sum") / total
+        dice = (soft_dice(log_p.exp(), target) * weight).sum() / total
         pictures = scored.flatten(1).any(1).sum() / steps
         sums = torch.stack([entropy, self.dice * dice])
         return sums, torch.stack([scored.sum() / steps, pictures]).to(sums)

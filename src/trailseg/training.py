@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -122,14 +123,15 @@ def train_epoch(
     run: Run,
 ) -> float:
     """One pass over the pictures through `network`, which Fabric has `wrapped`; the mean loss of the pictures."""
-    criterion = StepLoss(dice=options.dice)
+    criterion = StepLoss(dice=options.dice, gamma=options.gamma)
     total = torch.zeros((), dtype=torch.float64)
-    steps, rank, world = network.up_to(options.steps), fabric.global_rank, fabric.world_size
-    for batch in batches(
-        len(memory.names), batch=options.batch, seed=options.seed, epoch=epoch, rank=rank, world=world
+    rank, world = fabric.global_rank, fabric.world_size
+    for number, batch in enumerate(
+        batches(len(memory.names), batch=options.batch, seed=options.seed, epoch=epoch, rank=rank, world=world)
     ):
         images, labels = load(memory, batch, options, epoch, fabric.device)
-        logits = wrapped(images.contiguous(memory_format=torch.channels_last), steps)
+        prefix, steps = draw_steps(options, most=network.up_to(options.steps), epoch=epoch, number=number)
+        logits = wrapped(images.contiguous(memory_format=torch.channels_last), steps, prefix)
         sums, counts = criterion(logits, labels_at_scale(labels, network.scale))
         # DDP takes the mean of the processes' gradients; dividing by the counts of all makes it that of one process.
         counts = together(fabric, counts)
@@ -162,6 +164,17 @@ def load(
         return images, labels
     drawn = augment.draw(preset, seed=options.seed, epoch=epoch, places=batch.places.tolist())
     return augment.apply(images, labels, drawn)
+
+
+def draw_steps(options: TrainOptions, *, most: int, epoch: int, number: int) -> tuple[int, int]:
+    """The steps of an epoch's batch by its number from 0: those without gradient, then those with.
+
+    Random numbers of steps with such a prefix are from Bansal et al., "End-to-end algorithm synthesis with recurrent
+    networks", 2022, section 3.2.
+    """
+    generator = np.random.default_rng([options.seed, epoch, number, 1])  # the 1 tells it from those of augmentation
+    fewest = most if options.fewest_steps is None else min(options.fewest_steps, most)
+    return int(generator.integers(options.prefix + 1)), int(generator.integers(fewest, most + 1))
 
 
 def learning_rate(options: TrainOptions, epoch: int) -> float:

@@ -6,11 +6,13 @@
     logits_t    = head(hidden_t)                                        (B, K, h, w)
     state_{t+1} = hidden_t, or fuse_t(concat(context, hidden_t)) where the context is copied
 
+`begin` and `step` are these equations; `forward` is the loop that trains, and whoever stops earlier loops for himself.
+
 Legend: B batch, S steps, K classes, F feature channels, H x W picture, h x w = ceil(H/scale) x ceil(W/scale).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,15 @@ from torch import Tensor, nn
 
 from trailseg.errors import OptionError
 from trailseg.networks.norms import Size
+
+
+class State(NamedTuple):
+    """What a step leaves to the next."""
+
+    hidden: Tensor
+    """(B, F, h, w)."""
+    logits: Tensor
+    """(B, K, h, w), of the padded picture."""
 
 
 class Recurrence(nn.Module):
@@ -65,29 +76,42 @@ class Recurrence(nn.Module):
         self.register_buffer("mean", torch.full((3,), 0.5))
         self.register_buffer("std", torch.full((3,), 0.25))
 
-    def forward(self, image: Tensor, steps: int) -> Tensor:
+    def forward(self, image: Tensor, steps: int, prefix: int = 0) -> Tensor:
         """Logits (B, S, K, h, w) of every step for image (B, 3, H, W), RGB in 0..1.
 
-        OptionError where `steps` or the picture's size does not suit these weights.
+        `prefix` steps come before them, through which no gradient flows. OptionError where the steps or the picture's
+        size do not suit these weights.
         """
-        self.check_steps(steps)
-        height, width = image.shape[-2:]
-        context = self.stem(self.pad((image - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)))
-        state, logits, trail = context, None, []
-        for t in range(steps):
-            if logits is None:
-                x = context
+        self.check_steps(prefix + steps)
+        context, state, trail = self.begin(image), None, []
+        for t in range(prefix + steps):
+            state = self.step(t, context, state)
+            if t < prefix:
+                state = State(state.hidden.detach(), state.logits.detach())
             else:
-                assert self.feedback is not None
-                x = _at(self.alpha, t - 1) * state + _at(self.beta, t - 1) * self.feedback(logits)
-            hidden = _at(self.cores, t)(x)
-            if self.residual:
-                hidden = hidden + x
-            logits = self.head(hidden)
-            trail.append(logits)
-            if t + 1 < steps:
-                state = _at(self.fuses, t)(torch.cat([context, hidden], 1)) if self.fuses else hidden
-        return torch.stack(trail, 1)[..., : -(-height // self.scale), : -(-width // self.scale)]
+                trail.append(state.logits)
+        return self.crop(torch.stack(trail, 1), (image.shape[-2], image.shape[-1]))
+
+    def begin(self, image: Tensor) -> Tensor:
+        """The context (B, F, h, w) of image (B, 3, H, W), RGB in 0..1; OptionError on a size that does not suit."""
+        return self.stem(self.pad((image - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)))
+
+    def step(self, t: int, context: Tensor, before: State | None) -> State:
+        """Step t, from 0, after the state that the step `before` it left; None only before step 0."""
+        if before is None:
+            x = context
+        else:
+            assert self.feedback is not None
+            state = _at(self.fuses, t - 1)(torch.cat([context, before.hidden], 1)) if self.fuses else before.hidden
+            x = _at(self.alpha, t - 1) * state + _at(self.beta, t - 1) * self.feedback(before.logits)
+        hidden = _at(self.cores, t)(x)
+        if self.residual:
+            hidden = hidden + x
+        return State(hidden, self.head(hidden))
+
+    def crop(self, logits: Tensor, size: Size) -> Tensor:
+        """Logits (..., h, w) without the rows and columns that only the padding of a picture of (H, W) = `size` has."""
+        return logits[..., : -(-size[0] // self.scale), : -(-size[1] // self.scale)]
 
     def up_to(self, steps: int) -> int:
         """`steps`, or as many as these weights take."""
