@@ -3,6 +3,7 @@
 import random
 import shutil
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trailseg.data import memory, scenes, statistics
-from trailseg.data.files import DataSet, Picture, read_image
+from trailseg.data.files import DataSet, Picture
+from trailseg.data.pictures import read_image
 from trailseg.data.readers import TAS500_BROKEN, Procedural, open_data
 from trailseg.errors import FileError, OptionError
 from trailseg.labels import IGNORE, TAS500_COARSE, TAS500_FINE
@@ -373,13 +375,13 @@ def test_labels_of_bits_that_pillow_scales_are_refused(tmp_path: Path, depth: in
     assert f"has {depth} bits a channel" in fault.problem
 
 
-def png(depth: int, kind: int, rows: bytes) -> bytes:
-    """A PNG file of SIZE, made by hand: Pillow does not write these."""
+def png(depth: int, kind: int, rows: bytes, size: tuple[int, int] = SIZE) -> bytes:
+    """A PNG file made by hand: Pillow does not write these."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    header = struct.pack(">IIBBBBB", SIZE[1], SIZE[0], depth, kind, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", size[1], size[0], depth, kind, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -446,19 +448,153 @@ def test_read_image_in_every_mode(tmp_path: Path):
         np.testing.assert_array_equal(read, expected)
 
 
-def test_read_image_of_jpegs(tmp_path: Path):
-    yellow = Image.new("RGB", (16, 8), (250, 250, 0))
-    yellow.convert("CMYK").save(tmp_path / "cmyk.jpg")
-    assert abs(read_image(tmp_path / "cmyk.jpg").astype(int) - (250, 250, 0)).max() < 5
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter to the right
-    yellow.paste((0, 0, 250), (0, 0, 8, 8))
-    yellow.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    turned = read_image(tmp_path / "turned.jpg")
-    assert turned.shape == (16, 8, 3)
-    assert turned[2, 4, 2] > 200 > turned[13, 4, 2]
+def tiff(values: np.ndarray, kind: int, number: int = 1, *, bits: int = 16, apart: bool = False) -> bytes:
+    """An uncompressed TIFF file of (H, W) or (H, W, C), made by hand: Pillow does not write these.
+
+    `kind` is 0 where 0 is white, 1 where it is black, 2 for RGB; `number` is 1 for whole, 2 for signed, 3 for floats.
+    """
+    height, width, channels = (*values.shape, 1)[:3]
+    content = (np.moveaxis(values, -1, 0) if apart else values).tobytes()
+    part = len(content) // (channels if apart else 1)
+    fields = {256: [width], 257: [height], 258: [bits] * channels, 259: [1], 262: [kind]}
+    fields |= {273: list(range(8, 8 + len(content), part)), 277: [channels], 278: [height]}
+    fields |= {279: [part] * (len(content) // part), 284: [1 + apart], 339: [number] * channels}
+    entries, beyond, end = b"", b"", 8 + len(content) + 2 + 12 * len(fields) + 4
+    for tag, numbers in fields.items():
+        packed = struct.pack(f"<{len(numbers)}I", *numbers)
+        if len(numbers) > 1:
+            packed, beyond = struct.pack("<I", end + len(beyond)), beyond + packed
+        entries += struct.pack("<HHI", tag, 4, len(numbers)) + packed
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(content))
+    return head + content + struct.pack("<H", len(fields)) + entries + bytes(4) + beyond
+
+
+DEEP = np.random.default_rng(0).integers(0, 1 << 16, (*SIZE, 4), np.uint16)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png(16, 2, b"".join(b"\0" + row.tobytes() for row in DEEP[..., :3].astype(">u2"))),
+        png(16, 6, b"".join(b"\0" + row.tobytes() for row in DEEP.astype(">u2"))),
+        tiff(DEEP[..., :3], 2),
+    ],
+)
+def test_read_image_of_16_bits_a_channel_keeps_the_upper_8(tmp_path: Path, content: bytes):
+    (tmp_path / "p").write_bytes(content)
+    np.testing.assert_array_equal(read_image(tmp_path / "p"), DEEP[..., :3] >> 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (tiff(DEEP[..., 0].astype(np.uint32), 1, bits=32), "numbers of which none is known to be white"),
+        (tiff(DEEP[..., 0].astype(np.int16), 1, 2), "numbers of which none is known to be white"),
+        (tiff(DEEP[..., 0].astype(np.float32), 1, 3, bits=32), "numbers of which none is known to be white"),
+        (tiff(DEEP[..., 0], 0), "12 bits, or one whose white is 0"),
+        (tiff(DEEP[..., 0], 1, bits=12), "12 bits, or one whose white is 0"),
+        (tiff(DEEP[..., :3], 2, apart=True), "whose channels lie apart"),
+        (b"hello", "is not a picture; replace it"),
+    ],
+)
+def test_read_image_refuses_by_name_what_pillow_would_show_wrongly(tmp_path: Path, content: bytes, problem: str):
+    path = tmp_path / "p.png"
+    path.write_bytes(content)
+    with pytest.raises(FileError, match=problem):
+        read_image(path)
+    path.write_bytes(tiff(DEEP[..., 0], 1))  # that, one hand's work away, is read
+    np.testing.assert_array_equal(read_image(path)[..., 1], DEEP[..., 0] // 257)
+    path.write_bytes(tiff(DEEP[..., :3].astype(np.uint8), 2, bits=8, apart=True))
+    np.testing.assert_array_equal(read_image(path), DEEP[..., :3].astype(np.uint8))
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_read_image_drops_transparency(tmp_path: Path):
+    rng, path = np.random.default_rng(0), tmp_path / "p.png"
+    image = Image.fromarray(rng.integers(0, 256, (6, 9, 3), np.uint8)).quantize(16)
+    shown = np.asarray(image.convert("RGB"))
+    for transparency in (3, bytes(range(16))):
+        image.save(path, transparency=transparency)
+        assert "transparency" in Image.open(path).info
+        np.testing.assert_array_equal(read_image(path), shown)
+    save(path, np.dstack([shown[..., 0], np.zeros_like(shown[..., 0])]))
+    assert Image.open(path).mode == "LA"
+    np.testing.assert_array_equal(read_image(path), shown[..., :1].repeat(3, 2))
+
+
+@pytest.mark.parametrize("name", ["p.png", "p.jpg", "p.tif", "p.webp"])
+def test_read_image_turns_by_every_exif_orientation(tmp_path: Path, name: str):
+    upright = np.zeros((16, 32, 3), np.uint8)
+    upright[:8, :8], upright[:8, 24:], upright[8:, :8] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1]}
+    across = upright.swapaxes(0, 1)
+    stored |= {5: across, 6: across[::-1], 7: across[::-1, ::-1], 8: across[:, ::-1]}
+    for orientation, pixels in stored.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / name, exif=exif, quality=95)
+        read = read_image(tmp_path / name)
+        assert read.shape == upright.shape, orientation
+        assert np.abs(read.astype(int) - upright).mean() < 8, orientation
     Image.fromarray(np.arange(6, dtype=np.uint16).reshape(2, 3) * 257).save(tmp_path / "deep.png", exif=exif)
-    np.testing.assert_array_equal(read_image(tmp_path / "deep.png")[..., 0], [[3, 0], [4, 1], [5, 2]])
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.png")[..., 0], [[2, 5], [1, 4], [0, 3]])
+
+
+def test_read_image_of_cmyk(tmp_path: Path):
+    for colour in ((250, 250, 0), (10, 200, 90), (128, 30, 60)):
+        Image.new("RGB", (16, 8), colour).convert("CMYK").save(tmp_path / "p.jpg", quality=95)
+        assert b"Adobe" in (tmp_path / "p.jpg").read_bytes()  # which says that the inks are stored inverted
+        assert abs(read_image(tmp_path / "p.jpg").astype(int) - colour).max() < 5
+        Image.new("RGB", (16, 8), colour).convert("CMYK").save(tmp_path / "p.tif")  # as they are
+        assert abs(read_image(tmp_path / "p.tif").astype(int) - colour).max() < 5
+
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (10_000, 11_001)])
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_too_many_pixels_are_refused_by_the_header_alone(tmp_path: Path, size: tuple[int, int]):
+    path, limit = tmp_path / "p.png", Image.MAX_IMAGE_PIXELS
+    path.write_bytes(png(1, 0, bytes(size[0] * (1 + -(-size[1] // 8))), size))
+    tracemalloc.start()
+    with pytest.raises(FileError, match=f"has {size[0]} x {size[1]} pixels, more than the 110 million.*; scale it"):
+        read_image(path)
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_more_pixels_than_pillow_likes_are_read_and_no_more_than_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = save(tmp_path / "p.png", np.zeros((*SIZE, 3), np.uint8))
+    for limit in (10, 60):  # Pillow would refuse at twice its limit, and warn above it
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert read_image(path).shape == (*SIZE, 3)
+        assert limit == Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 96)
+    assert read_image(path).shape == (*SIZE, 3)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 95)
+    monkeypatch.setattr(Image.Image, "load", None)  # would be a TypeError if it were called
+    with pytest.raises(FileError, match="has 8 x 12 pixels"):
+        read_image(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow tells of the damage, too
+def test_damaged_exif_only_ever_raises_a_file_error(tmp_path: Path):
+    rng, path, exif = random.Random(0), tmp_path / "p.webp", Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    Image.new("RGB", (20, 20)).save(path, exif=exif)
+    whole, refused = path.read_bytes(), 0
+    place = whole.index(b"EXIF")
+    for _ in range(200):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(place + 8, len(whole))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            assert read_image(path).shape == (20, 20, 3)
+        except FileError:
+            refused += 1
+    assert 5 < refused < 150
 
 
 # --- Memory

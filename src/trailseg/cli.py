@@ -11,9 +11,10 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from trailseg import __version__, config
+from trailseg import config
 from trailseg.errors import FileError, OptionError, require
 from trailseg.parsing import from_mapping, help_text, read_words, require_word, signature
+from trailseg.version import __version__
 
 Given = dict[str, Any]
 """The options that a person gave, not yet converted."""
@@ -77,11 +78,7 @@ def data_stats(given: Given) -> int:
     from trailseg.data.readers import open_data
     from trailseg.data.statistics import count, plot
 
-    name = f"stats-{options.data}-{options.split}"
-    free = itertools.chain([Path(f"{name}.png")], (Path(f"{name}-{number}.png") for number in itertools.count(2)))
-    out = Path(options.out) if options.out else next(path for path in free if not path.exists())
-    if out.exists():
-        raise FileError(out, "is there already", "say another out=, or remove it")
+    out = _free_png(options.out, f"stats-{options.data}-{options.split}")
     source = open_data(
         options.data, root=options.root, labels=options.labels, size=options.size, pictures=options.pictures
     )
@@ -134,16 +131,59 @@ def evaluate(given: Given) -> int:
 def predict(given: Given) -> int:
     """`trailseg predict`."""
     options = from_mapping(config.PredictOptions, given)
-    from trailseg.prediction import predict_run
-    from trailseg.runs import Run
+    from trailseg.prediction import predict as predict_all
 
     code = 0
-    for written in predict_run(Run.open(options.run), options):
+    for written in predict_all(options):
         if isinstance(written, FileError):
             code = _fail("predict", written, 1)
         else:
-            print(written)
+            print(f"{written.path}  after {written.steps:g} steps" if options.steps == "auto" else written.path)
     return code
+
+
+def export(given: Given) -> int:
+    """`trailseg export`."""
+    options = from_mapping(config.ExportOptions, given)
+    from trailseg.export import export as write
+
+    written = write(options)
+    print("against PyTorch: share of the pixels whose class differs, and largest difference of a probability\n")
+    rows = [[f"{h} x {w}", steps, f"{100 * ids:.4f} %", f"{p:.1e}"] for (h, w), steps, ids, p in written.checks]
+    _print_table(["picture", "steps", "classes", "probability"], rows)
+    for file in written.files:
+        print(f"\nwrote {file}, {file.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+def benchmark(given: Given) -> int:
+    """`trailseg benchmark`."""
+    options = from_mapping(config.BenchmarkOptions, given)
+    out = _free_png(options.out, "benchmark")
+    from trailseg.benchmark import benchmark as measure
+    from trailseg.benchmark import plot
+
+    figures = measure(options)
+    plotted = [plot(figures, out)] if any(one.miou for one in figures) else []
+    if options.json:
+        print(json.dumps([asdict(one) for one in figures], indent=1))
+        return 0
+    print(f"{figures[0].device}, batch {options.batch}, precision {options.precision}, {options.repeats} rounds")
+    print("ms: median ± half the distance between the quartiles; MB in use: at the peak, beyond the weights\n")
+    heads = ["network", "size", "parameters (M)", "weights (MB)", "stem (GMAC)", "a step (GMAC)", "first answer (ms)"]
+    heads += ["a further step (ms)", "answer (MB in use)", "training (MB in use)"]
+    rows = []
+    for one in figures:
+        first = f"{one.first_ms:.1f} ± {one.first_spread_ms:.1f}"
+        step = "-" if one.step_ms is None else f"{one.step_ms:.1f} ± {one.step_spread_ms:.1f}"
+        sizes = [f"{one.parameters / 1e6:.2f}", f"{one.weights / 1e6:.1f}"]
+        macs = [f"{one.macs_stem / 1e9:.2f}", f"{one.macs_step / 1e9:.2f}"]
+        used = ["-" if n is None else f"{n / 1e6:.1f}" for n in (one.answer_memory, one.training_memory)]
+        rows.append([one.name, "x".join(map(str, one.size)), *sizes, *macs, first, step, *used])
+    _print_table(heads, rows)
+    for path in plotted:
+        print(f"\nwrote {path}")
+    return 0
 
 
 def study(given: Given) -> int:
@@ -184,9 +224,14 @@ COMMANDS: dict[str, tuple[Callable[[Given], int], type]] = {
     "train": (train, config.TrainOptions),
     "evaluate": (evaluate, config.EvaluateOptions),
     "predict": (predict, config.PredictOptions),
+    "benchmark": (benchmark, config.BenchmarkOptions),
+    "export": (export, config.ExportOptions),
     "study": (study, config.StudyOptions),
     "report": (report, config.ReportOptions),
 }
+
+# The extra that installs a package, for those that a command can be without.
+EXTRAS = dict.fromkeys(("torch", "lightning_fabric", "safetensors", "matplotlib", "jinja2", "rich"), "train")
 
 _LINES = "\n".join(f"  {signature(name, kind):<31}{kind.__doc__}" for name, (_, kind) in COMMANDS.items())
 USAGE = f"""trailseg: segmentation networks that refine their own answer
@@ -211,6 +256,11 @@ def run(words: Sequence[str]) -> int:
         return _fail(name, error, 2)
     except FileError as error:
         return _fail(name, error, 1)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        return _fail(name, f"needs {package}: pip install 'trailseg[{EXTRAS[package]}]'", 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: let the last flush succeed
         return 141
@@ -252,6 +302,15 @@ def _fail(name: str, error: object, code: int) -> int:
     command = f"trailseg {name}" if name in COMMANDS else "trailseg"
     print(f"{command}: {error}".replace("\n", " "), file=sys.stderr)
     return code
+
+
+def _free_png(out: str | None, name: str) -> Path:
+    """`out`, or else NAME.png with the first free number; FileError where `out` is there already."""
+    free = itertools.chain([Path(f"{name}.png")], (Path(f"{name}-{number}.png") for number in itertools.count(2)))
+    path = Path(out) if out else next(path for path in free if not path.exists())
+    if path.exists():
+        raise FileError(path, "is there already", "say another out=, or remove it")
+    return path
 
 
 def _console() -> Any:

@@ -1,7 +1,7 @@
 """The one vocabulary of options: what can be set, its unit, its default, and the original study's value."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from trailseg.errors import OptionError, require
 
@@ -13,16 +13,21 @@ class Size(NamedTuple):
     width: int
 
 
+class StepRange(NamedTuple):
+    """Steps from the first to the last, counted from 1."""
+
+    first: int
+    last: int
+
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions:
-    """A network: a row of the table and the parts it is built from."""
+class PartsOptions:
+    """The parts that a network is built from."""
 
-    network: str = "iterative-v6"
-    """Row of the table of networks; `trailseg networks` lists them."""
     stem: str = "x8"
     """Distillation stem: x1, x2, x4 or x8, by how much it makes the picture smaller each way."""
     core: str = "resunet"
@@ -45,6 +50,14 @@ class NetworkOptions:
         require_range(self, 1, STEPS_LIMIT, "steps")
         require_range(self, 1, 10, "depth")
         require_range(self, 0.1, 10, "growth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(PartsOptions):
+    """A network: a row of the table and the parts it is built from."""
+
+    network: str = "iterative-v6"
+    """Row of the table of networks; `trailseg networks` lists them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +121,7 @@ class TrainOptions(DataOptions, NetworkOptions):
     """Run directory to go on with after a cut; its own options hold, but for device, devices, nodes and root."""
 
     def __post_init__(self) -> None:
-        NetworkOptions.__post_init__(self)
+        PartsOptions.__post_init__(self)
         DataOptions.__post_init__(self)
         require("device", self.device, DEVICES)
         require("precision", self.precision, PRECISIONS)
@@ -141,7 +154,7 @@ class NetworksOptions(NetworkOptions):
     """Whether to print JSON: a list of objects."""
 
     def __post_init__(self) -> None:
-        NetworkOptions.__post_init__(self)
+        PartsOptions.__post_init__(self)
         require_range(self, 1, 254, "classes")
 
 
@@ -189,30 +202,28 @@ class StatsOptions(DataOptions):
 class TrainedOptions:
     """A trained network."""
 
-    run: str
-    """Run directory, as `trailseg train` made it."""
     device: str = "auto"
     """Device: auto, cpu, cuda or mps."""
-    precision: str | None = None
-    """Precision: 32 or bf16 (default: as trained)."""
-    steps: int | None = None
-    """Steps of refinement (default: as trained)."""
     checkpoint: str = "last"
     """Checkpoint: last, or best (chosen on val, so measured there it flatters)."""
 
     def __post_init__(self) -> None:
         require("device", self.device, DEVICES)
-        if self.precision is not None:
-            require("precision", self.precision, PRECISIONS)
         require("checkpoint", self.checkpoint, ("last", "best"))
-        if self.steps is not None:
-            require_range(self, 1, STEPS_LIMIT, "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(TrainedOptions):
     """Measure a trained network on a whole split, at every step."""
 
+    run: str
+    """Run directory, as `trailseg train` made it."""
+    precision: str | None = None
+    """Precision: 32 or bf16 (default: as trained)."""
+    steps: StepRange | None = None
+    """Steps to measure: 8, or 1..8, or 4..8 (default: up to those trained)."""
+    anytime: bool = False
+    """Whether to hold accuracy against steps, MACs and time, and stopping by itself, as JSON and a plot in the run."""
     split: str = "val"
     """Split to measure on: train, val or test (tas500 also val-all)."""
     root: str | None = None
@@ -224,17 +235,93 @@ class EvaluateOptions(TrainedOptions):
 
     def __post_init__(self) -> None:
         TrainedOptions.__post_init__(self)
+        if self.precision is not None:
+            require("precision", self.precision, PRECISIONS)
+        if self.steps is not None and not 1 <= self.steps.first <= self.steps.last <= STEPS_LIMIT:
+            raise OptionError(f"steps={self.steps.first}..{self.steps.last}: take 1 to {STEPS_LIMIT}, the least first")
         require_range(self, 1, LARGE, "batch")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(TrainedOptions):
-    """Write class ids and an overlay for each picture, at its own size."""
+    """Write class ids and an overlay for each picture, or an overlaid video, at their own size."""
 
+    model: str
+    """Run directory, or a file that `trailseg export` wrote."""
     pictures: str
-    """Picture, or folder of pictures."""
+    """Picture, folder of pictures, or video."""
     out: str
-    """Folder to write NAME.png (8-bit class ids) and NAME_overlay.png to; nothing in it is overwritten."""
+    """Folder to write NAME.png (8-bit class ids) and NAME_overlay.png or .mp4 to; nothing in it is overwritten."""
+    steps: int | Literal["auto"] | None = None
+    """Steps of refinement, or auto: until a step changes no more than `tolerance` (default: as trained)."""
+    tolerance: float = 0.01
+    """Share of the pixels, 0 to 1, that a step must change for steps=auto to take another."""
+    most_steps: int | None = None
+    """Most steps of steps=auto (default: twice those trained, or as many as the network takes)."""
+    precision: str = "32"
+    """Precision: 32, or bf16 (mixed); an exported file computes in 32."""
+    size: Size | None = None
+    """Height,width in pixels that pictures are resized to (default: as trained)."""
+    batch: int = 1
+    """Pictures at a time."""
+    warm_start: bool = False
+    """Whether each frame of a video goes on from the answer to the one before."""
+
+    def __post_init__(self) -> None:
+        TrainedOptions.__post_init__(self)
+        require("precision", self.precision, PRECISIONS)
+        require_range(self, 1, LARGE, "batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(PartsOptions):
+    """Measure what networks cost on this machine: time, memory, and a plot of runs' accuracy against it."""
+
+    networks: list[str] = field(default_factory=list)
+    """Rows of the table, run directories and exported .onnx files (default: the twelve networks and single)."""
+    classes: int = 9
+    """Classes K of rows of the table (9 is TAS500's coarse label set)."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda or mps."""
+    precision: str = "32"
+    """Precision: 32 or bf16; an exported file keeps its own."""
+    batch: int = 1
+    """Pictures at a time."""
+    repeats: int = 15
+    """Rounds in which each network is timed; at least 5."""
+    json: bool = False
+    """Whether to print JSON: a list of objects."""
+    out: str | None = None
+    """PNG to plot the runs' accuracy against time to (default: benchmark.png, or the next free number)."""
+
+    def __post_init__(self) -> None:
+        PartsOptions.__post_init__(self)
+        require("device", self.device, DEVICES)
+        require("precision", self.precision, PRECISIONS)
+        require_range(self, 1, 254, "classes")
+        require_range(self, 1, LARGE, "batch")
+        require_range(self, 5, LARGE, "repeats")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write a trained network as an ONNX file, checked against PyTorch."""
+
+    run: str
+    """Run directory, as `trailseg train` made it."""
+    out: str
+    """File to write, ending in .onnx; with parts=true a folder."""
+    parts: bool = False
+    """Whether to write stem.onnx and step.onnx instead, for runtimes without loops and for stopping by the clock."""
+    warm_start: bool = False
+    """Whether the file can also go on from the frame before in a video (not for OpenVINO)."""
+    checkpoint: str = "last"
+    """Checkpoint: last, or best (chosen on val)."""
+
+    def __post_init__(self) -> None:
+        require("checkpoint", self.checkpoint, ("last", "best"))
+        if self.parts and self.warm_start:
+            raise OptionError("warm_start=true: step.onnx always starts from any state; leave one of the two out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
@@ -17,15 +18,15 @@ from trailseg.data.memory import Memory, decode
 from trailseg.data.readers import Procedural, open_data
 from trailseg.errors import FileError, OptionError, require
 from trailseg.evaluation import evaluate
+from trailseg.inference import refine
 from trailseg.labels import LabelSet, make_palette
 from trailseg.networks.cost import cost
 from trailseg.networks.recurrence import Recurrence
 from trailseg.networks.table import ROWS
-from trailseg.prediction import example_sheet
 from trailseg.progress import EpochProgress
 from trailseg.runs import Run, build_network, load_weights, network_options, read_tensors, strip
 from trailseg.training import fit, make_fabric, make_repeatable, together
-from trailseg.writing import write_whole
+from trailseg.writing import png, write_whole
 
 
 def train(options: TrainOptions, folder: Path, *, name: str, console: Console, resume: bool) -> Run:
@@ -76,12 +77,26 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
         )
     if fabric.is_global_zero:
         steps = network.up_to(options.steps)
-        sheet = example_sheet(
-            network, val, size=options.size, steps=steps, palette=make_palette(labels.colours), device=fabric.device
-        )
+        sheet = example_sheet(network, val, steps=steps, palette=make_palette(labels.colours), device=fabric.device)
         write_whole(run.folder / "plots" / "pictures.png", sheet)
         console.print(f"{folder}: {run.summary()}", highlight=False, soft_wrap=True)
     return run
+
+
+def example_sheet(
+    network: Recurrence, memory: Memory, *, steps: int, palette: np.ndarray, device: torch.device, count: int = 4
+) -> bytes:
+    """A PNG with a row for each of `count` pictures spread over the split: picture, truth, then every step."""
+    network.eval()
+    rows = []
+    for position in np.linspace(0, len(memory.names) - 1, min(count, len(memory.names))).astype(int):
+        picture = memory.images[position]
+        size = (picture.shape[1], picture.shape[2])
+        trail = refine(network, picture[None].to(device).float() / 255, steps=steps).logits
+        ids = torch.cat([network.upsample(logits, size, size).argmax(1) for logits in trail]).cpu().numpy()
+        image, truth = picture.permute(1, 2, 0).cpu().numpy(), memory.labels[position].cpu().numpy()
+        rows.append(np.concatenate([image, palette[truth], *palette[ids]], 1))
+    return png(np.concatenate(rows))
 
 
 def _fabric(options: TrainOptions) -> Fabric:

@@ -1,19 +1,20 @@
 """From `key=value`, `--key value` and `-c file.yaml` to an options dataclass, by way of jsonargparse."""
 
+import itertools
 import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from jsonargparse.typing import register_type
 
-from trailseg.config import Size
+from trailseg.config import Size, StepRange
 from trailseg.errors import FileError, OptionError, require
 
 T = TypeVar("T")
@@ -28,7 +29,14 @@ def _size(value: Any) -> Size:
     return Size(height, width)
 
 
+def _step_range(value: Any) -> StepRange:
+    """'8' (from 1 to 8) or '4..8'."""
+    first, dots, last = str(value).partition("..")
+    return StepRange(int(first), int(last)) if dots else StepRange(1, int(first))
+
+
 register_type(Size, serializer=list, deserializer=_size)
+register_type(StepRange, serializer=list, deserializer=_step_range)
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 _EXPECTED = {
@@ -36,14 +44,16 @@ _EXPECTED = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
+    list[str]: "names, such as a,b",
     Size: "height,width in pixels, each at least 1, such as 384,768",
+    StepRange: "a whole number, or a range such as 1..8",
 }
 
 
 def from_mapping(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """The dataclass `kind` with those values, checked and converted; an OptionError begins with `where`, if given."""
     try:
-        types = {field.name: get_args(field.type) or (field.type,) for field in fields(kind)}  # type: ignore[arg-type]
+        types = {field.name: _accepted(field.type) for field in fields(kind)}  # type: ignore[arg-type]
         for name, value in values.items():
             accepted = types[require_option(name, kind)]
             if value == "" or (value is None and NoneType not in accepted):
@@ -51,25 +61,40 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str = "") -> T
         # A YAML file may write a word such as precision or root as a number.
         texts = {k: str(v) for k, v in values.items() if str in types[k] and isinstance(v, int | float)}
         try:
-            return kind(**vars(_parser(kind).parse_object(dict(values) | texts)))
+            lists = {k: v.split(",") for k, v in values.items() if list[str] in types[k] and isinstance(v, str)}
+            return kind(**vars(_parser(kind).parse_object(dict(values) | texts | lists)))
         except ArgumentError as error:
             wrong = re.match(r'Parser key "(\w+)"', str(error))
             if wrong is None:
                 raise
-            raise OptionError(f"{wrong[1]}={values[wrong[1]]}: take {_EXPECTED[types[wrong[1]][0]]}") from None
+            raise OptionError(f"{wrong[1]}={values[wrong[1]]}: take {_expected(types[wrong[1]])}") from None
     except OptionError as error:
         raise OptionError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _accepted(kind: Any) -> tuple[Any, ...]:
+    """The types of which a value of type `kind` may be: those of a union, or itself."""
+    return get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
+
+
+def _expected(types: Iterable[Any]) -> str:
+    """What a value of one of these types looks like, in words."""
+    words = (
+        get_args(kind) if get_origin(kind) is Literal else [_EXPECTED[kind]] for kind in types if kind is not NoneType
+    )
+    return " or ".join(itertools.chain.from_iterable(words))
 
 
 def read_words(kind: type, words: Sequence[str]) -> dict[str, Any]:
     """The options that a command line gives, not yet converted; OptionError on an unknown or missing one.
 
     Values of `-c file.yaml` come first, in order, and the command line wins over them. Options without a default may be
-    given without their name, in their order, save `out`.
+    given without their name, in their order, save `out`; words beyond them belong to an option that is a list.
     """
     types = {field.name: field.type for field in fields(kind)}
     from_files: dict[str, Any] = {}
     given: dict[str, str] = {}
+    many = [name for name, kind_ in types.items() if kind_ == list[str]]
     queue = list(words)
     while queue:
         word = queue.pop(0)
@@ -86,6 +111,8 @@ def read_words(kind: type, words: Sequence[str]) -> dict[str, Any]:
             raise OptionError(f"{word} is not an option; write key=value or --key value")
         elif free:
             given[free[0]] = word
+        elif many:
+            given[many[0]] = f"{given[many[0]]},{word}" if many[0] in given else word
         else:
             raise OptionError(f"'{word}' is one word too many; write options as key=value")
     values = from_files | given
@@ -153,7 +180,7 @@ def _parser(kind: type) -> ArgumentParser:
 
 
 def _required(kind: type) -> list[str]:
-    return [field.name for field in fields(kind) if field.default is MISSING]
+    return [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
 
 
 def _read_options(path: Path, kind: type) -> dict[str, Any]:

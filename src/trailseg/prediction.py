@@ -1,98 +1,80 @@
-"""Class ids and overlays for pictures, from a trained network."""
+"""Class ids and overlays on disk, for a picture, a folder of pictures or a video."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from PIL import Image
-
-from trailseg.config import PredictOptions, Size
-from trailseg.data.files import PICTURE_SUFFIXES, read_image
-from trailseg.data.memory import Memory
-from trailseg.errors import FileError
-from trailseg.labels import make_palette
-from trailseg.networks.recurrence import Recurrence
-from trailseg.runs import Run
-from trailseg.training import make_fabric
+from trailseg.config import PredictOptions
+from trailseg.errors import FileError, OptionError
+from trailseg.predictor import Predictor, find_pictures
+from trailseg.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
 from trailseg.writing import png, write_whole
 
 
-@torch.inference_mode()
-def predict(network: Recurrence, image: np.ndarray, *, size: Size, steps: int, device: torch.device) -> np.ndarray:
-    """Class ids (S, H, W) uint8 of every step for an image (H, W, 3) uint8 RGB, computed at `size`."""
-    small = Image.fromarray(image).resize((size.width, size.height), Image.Resampling.BILINEAR)
-    batch = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].to(device).float() / 255
-    trail = network(batch, steps)[0].float()
-    sized = (network.upsample(logits[None], size, image.shape[:2]) for logits in trail)
-    return torch.cat([logits.argmax(1) for logits in sized]).to(torch.uint8).cpu().numpy()
+class Written(NamedTuple):
+    """A file, and the steps that its answer took (for a video the mean over its frames)."""
+
+    path: Path
+    steps: float
 
 
-def overlay(image: np.ndarray, ids: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """The image (H, W, 3) uint8 half covered by the colours of its class ids (H, W)."""
-    return ((image.astype(np.uint16) + palette[ids]) // 2).astype(np.uint8)
+def predict(options: PredictOptions) -> Iterator[Written | FileError]:
+    """Writes NAME.png (8-bit class ids) and NAME_overlay.png for each picture, or NAME_overlay.mp4 for a video.
 
-
-def find_pictures(path: Path) -> list[Path]:
-    """The picture itself, or the pictures of a folder in the order of their names; FileError where there are none."""
-    if not path.exists():
-        raise FileError(path, "there is no such file or folder", "name a picture or a folder of pictures")
-    if path.is_file():
-        return [path]
-    found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()]
-    if not found:
-        raise FileError(path, "holds no picture", f"name a folder with {', '.join(PICTURE_SUFFIXES)} files")
-    return found
-
-
-def predict_run(run: Run, options: PredictOptions) -> Iterator[Path | FileError]:
-    """Writes NAME.png (8-bit class ids at the picture's size) and NAME_overlay.png for the picture or folder.
-
-    Yields each NAME.png, or for a picture that cannot be read what is wrong with it. FileError, before anything is
-    written, where a file would be overwritten or two pictures share a name.
+    Yields each NAME.png, or for a picture that cannot be read what is wrong with it; of a video that breaks off, what
+    was answered is kept. FileError, before anything is written, where a file would be overwritten or two pictures share
+    a name.
     """
-    out, found = Path(options.out), find_pictures(Path(options.pictures))
+    source, out = Path(options.pictures), Path(options.out)
+    video = source.suffix.lower() in VIDEO_SUFFIXES and source.is_file()
+    if options.warm_start and not video:
+        raise OptionError("warm_start=true: only the frames of a video follow each other; leave it out for pictures")
+    endings = ["_overlay.mp4"] if video else [".png", "_overlay.png"]
+    found = find_pictures(source)
     targets: dict[Path, Path] = {}
     for picture in found:
-        for target in (out / f"{picture.stem}.png", out / f"{picture.stem}_overlay.png"):
+        for target in (out / f"{picture.stem}{ending}" for ending in endings):
             if target in targets:
                 raise FileError(picture, f"would be written to {target}, as would {targets[target]}", "rename one")
             if target.exists():
                 raise FileError(target, "is there already", "say another out=, or remove it")
             targets[target] = picture
-    network = run.network(options.checkpoint)
-    steps = options.steps or network.up_to(run.options.steps)
-    network.check_steps(steps)
-    fabric = make_fabric(options.device, options.precision or run.options.precision)
-    network.to(fabric.device)
-    palette = make_palette(run.config["data"]["colours"])
-    for picture in found:
-        try:
-            image = read_image(picture)
-        except FileError as error:
-            yield error
+    predictor = Predictor(
+        options.model,
+        device=options.device,
+        precision=options.precision,
+        checkpoint=options.checkpoint,
+        size=options.size,
+    )
+    asked: dict[str, Any] = {"steps": options.steps, "tolerance": options.tolerance, "most_steps": options.most_steps}
+    predictor.limits(**asked)
+    if video:
+        yield from _predict_video(predictor, source, out, {**asked, "warm_start": options.warm_start})
+        return
+    for picture, answer in predictor.folder(source, batch=options.batch, trail=False, **asked):
+        if isinstance(answer, FileError):
+            yield answer
             continue
-        with fabric.autocast():
-            ids = predict(network, image, size=run.options.size, steps=steps, device=fabric.device)[-1]
-        write_whole(out / f"{picture.stem}_overlay.png", png(overlay(image, ids, palette)))
-        yield write_whole(out / f"{picture.stem}.png", png(ids))
+        write_whole(out / f"{picture.stem}_overlay.png", png(answer.overlay()))
+        yield Written(write_whole(out / f"{picture.stem}.png", png(answer.ids)), answer.steps)
 
 
-def example_sheet(
-    network: Recurrence,
-    memory: Memory,
-    *,
-    size: Size,
-    steps: int,
-    palette: np.ndarray,
-    device: torch.device,
-    count: int = 4,
-) -> bytes:
-    """A PNG with a row for each of `count` pictures spread over the split: picture, truth, then every step."""
-    network.eval()
-    rows = []
-    for position in np.linspace(0, len(memory.names) - 1, min(count, len(memory.names))).astype(int):
-        image = memory.images[position].permute(1, 2, 0).cpu().numpy()
-        ids = predict(network, image, size=size, steps=steps, device=device)
-        rows.append(np.concatenate([image, palette[memory.labels[position].cpu().numpy()], *palette[ids]], 1))
-    return png(np.concatenate(rows))
+def _predict_video(
+    predictor: Predictor, source: Path, out: Path, asked: dict[str, Any]
+) -> Iterator[Written | FileError]:
+    """Writes NAME_overlay.mp4 and yields it; of a video that breaks off, the frames before the break, and the fault."""
+    target, steps = out / f"{source.stem}_overlay.mp4", list[int]()
+    reader = VideoReader(source)
+    fault = None
+    try:
+        with VideoWriter(target, reader.rate) as writer:
+            for answer in predictor.video(reader, trail=False, **asked):
+                writer.write(answer.overlay())
+                steps.append(answer.steps)
+    except FileError as error:
+        if not steps or error.path != source:
+            raise
+        fault = error
+    yield Written(target, sum(steps) / len(steps))
+    if fault:
+        yield fault

@@ -15,12 +15,12 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from trailseg import __version__
 from trailseg.config import TrainOptions
 from trailseg.errors import FileError, OptionError
 from trailseg.networks.build import build
 from trailseg.networks.recurrence import Recurrence
 from trailseg.parsing import from_mapping, read_yaml
+from trailseg.version import __version__
 from trailseg.writing import write_whole
 
 # Options that say where a run is computed and kept, not what it computes.
@@ -153,12 +153,16 @@ class Run:
                     state[index] = {key.split(".", 2)[1]: tensors[key] for key in keys}
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
-    def network(self, which: str = "last") -> Recurrence:
-        """The trained network, in evaluation mode."""
+    def build(self) -> Recurrence:
+        """The network with its first weights."""
         try:
-            network = build_network(self.options, classes=len(self.config["data"]["classes"]))
+            return build_network(self.options, classes=len(self.config["data"]["classes"]))
         except OptionError as error:
             raise FileError(self.folder / "config.yaml", str(error), "restore it, or train anew") from None
+
+    def network(self, which: str = "last") -> Recurrence:
+        """The trained network, in evaluation mode."""
+        network = self.build()
         self.load(network, which)
         return network.eval()
 

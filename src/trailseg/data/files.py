@@ -2,18 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from trailseg.data.pictures import PICTURE_SUFFIXES, open_picture, read_image
 from trailseg.errors import FileError, require
 from trailseg.labels import LabelError, LabelSet, decode
-
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
 class Picture(Protocol):
@@ -155,17 +152,9 @@ class DataSet:
                     yield fault
 
 
-def read_image(path: Path) -> np.ndarray:
-    """A picture (H, W, 3) uint8 RGB, the way up that its EXIF tag says; FileError where it cannot be read."""
-    image = ImageOps.exif_transpose(_open(path))
-    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip what it should scale
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    return np.array(image.convert("RGB"))
-
-
 def _read_label(path: Path, labels: LabelSet, encoding: str) -> np.ndarray:
     """Class ids (H, W) uint8 of a label PNG; FileError where it cannot be read rightly."""
-    image = _open(path)
+    image = open_picture(path)
     if image.format != "PNG":
         raise FileError(path, f"is {image.format} under a PNG's name", "save the label as PNG, which loses nothing")
     depth, kind = path.read_bytes()[24:26]
@@ -176,18 +165,3 @@ def _read_label(path: Path, labels: LabelSet, encoding: str) -> np.ndarray:
     except LabelError as error:
         problem, _, remedy = str(error).rpartition("; ")
         raise FileError(path, problem, remedy) from None
-
-
-def _open(path: Path) -> Image.Image:
-    """A wholly decoded picture; every way in which Pillow fails becomes a FileError."""
-    try:
-        image = Image.open(BytesIO(path.read_bytes()))
-        image.load()
-    except FileNotFoundError:
-        raise FileError(path, "there is no such file", "check the path") from None
-    except UnidentifiedImageError:
-        raise FileError(path, "is not a picture", "replace it with a whole one, or remove it") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        problem = f"cannot be read as a picture ({' '.join(str(error).split())})"
-        raise FileError(path, problem, "replace it with a whole one, or remove it") from None
-    return image

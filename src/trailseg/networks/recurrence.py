@@ -113,6 +113,11 @@ class Recurrence(nn.Module):
         """Logits (..., h, w) without the rows and columns that only the padding of a picture of (H, W) = `size` has."""
         return logits[..., : -(-size[0] // self.scale), : -(-size[1] // self.scale)]
 
+    @property
+    def recalls(self) -> bool:
+        """Whether every step sees the context, and any number of steps can follow."""
+        return bool(self.fuses) and self.max_steps is None
+
     def up_to(self, steps: int) -> int:
         """`steps`, or as many as these weights take."""
         return steps if self.max_steps is None else min(steps, self.max_steps)

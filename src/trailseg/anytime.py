@@ -1,0 +1,96 @@
+"""Accuracy against cost: what each further step brings, and what is saved when a network stops by itself."""
+
+from io import BytesIO
+from typing import Any
+
+from trailseg.benchmark import durations, open_subject, time_rounds
+from trailseg.config import BenchmarkOptions, EvaluateOptions
+from trailseg.evaluation import Stop, evaluate_run
+from trailseg.runs import Run
+
+TOLERANCES = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1)
+"""Shares of the pixels below whose change an answer ends, as they are tried."""
+
+
+def measure(run: Run, options: EvaluateOptions) -> dict[str, Any]:
+    """`evaluation.evaluate` of the steps that are asked for, with the cost of each, and of stopping by itself.
+
+    To each step and each entry of `auto` come macs (of one picture at the network's size) and ms (of one picture on
+    this machine: to the first answer, and per further step); to `auto`, once with no more than the trained steps and
+    once with all of those that are asked for, also saved_core_macs, the share of the steps that were not taken.
+    """
+    trained = run.options.steps
+    most = options.steps.last if options.steps else trained
+    limits = sorted({min(trained, most), most})
+    stops = [Stop(limit, tolerance) for limit in limits if limit > 1 for tolerance in TOLERANCES]
+    found = evaluate_run(run, options, stops)
+    precision = options.precision or run.options.precision
+    subject = open_subject(str(run.folder), BenchmarkOptions(device=options.device, precision=precision, steps=most))
+    time = durations(time_rounds([subject], repeats=9)[0], most - 1)
+
+    def cost(steps: float) -> dict[str, Any]:
+        return {
+            "macs": round(subject.macs_stem + steps * subject.macs_step),
+            "ms": round(time["first_ms"] + (steps - 1) * (time["step_ms"] or 0), 3),
+        }
+
+    first = options.steps.first if options.steps else 1
+    saved = ({"saved_core_macs": 1 - stop["mean_steps"] / stop["most_steps"]} for stop in found["auto"])
+    return {
+        "name": run.config["name"],
+        "split": found["split"],
+        "images": found["images"],
+        "epoch": run.epoch,
+        "trained_steps": trained,
+        "device": subject.device,
+        "precision": precision,
+        "macs_stem": subject.macs_stem,
+        "macs_step": subject.macs_step,
+        **time,
+        "steps": [step | cost(step["step"]) for step in found["steps"] if step["step"] >= first],
+        "auto": [stop | more | cost(stop["mean_steps"]) for stop, more in zip(found["auto"], saved, strict=True)],
+    }
+
+
+def plot(measured: dict[str, Any]) -> bytes:
+    """A PNG: mIoU and pixel accuracy against steps, MACs and time, for every step and for stopping by itself."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from trailseg.report.plots import STYLE
+
+    axes_of = {"steps (mean of the pictures)": ("step", "mean_steps", 1), "GMAC a picture": ("macs", "macs", 1e-9)}
+    axes_of["milliseconds a picture"] = ("ms", "ms", 1)
+    limits = sorted({stop["most_steps"] for stop in measured["auto"]})
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12, 7), layout="constrained")
+        grid = figure.subplots(2, 3, sharey="row", sharex="col")
+        for row, (measure_, label) in zip(
+            grid, (("miou", "mIoU, %"), ("pixel_accuracy", "pixel accuracy, %")), strict=True
+        ):
+            row[0].set_ylabel(label)
+            for axes, (cost, (of_step, of_stop, unit)) in zip(row, axes_of.items(), strict=True):
+                steps = measured["steps"]
+                axes.plot(
+                    [unit * s[of_step] for s in steps],
+                    [100 * s[measure_] for s in steps],
+                    "o-",
+                    color="#444",
+                    label="a fixed number of steps",
+                )
+                for limit, colour in zip(limits, ("#d95f02", "#1b9e77"), strict=False):
+                    auto = [stop for stop in measured["auto"] if stop["most_steps"] == limit]
+                    axes.plot(
+                        [unit * s[of_stop] for s in auto],
+                        [100 * s[measure_] for s in auto],
+                        ".-",
+                        color=colour,
+                        label=f"steps=auto, at most {limit}",
+                    )
+                if measure_ != "miou":
+                    axes.set_xlabel(cost)
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=3)
+        image = BytesIO()
+        figure.savefig(image, format="png", dpi=130)
+    return image.getvalue()

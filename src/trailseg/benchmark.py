@@ -1,0 +1,369 @@
+"""What networks cost here: milliseconds to the first answer and per further step, memory, and the plot of them.
+
+Time is that of one call from uint8 pictures to class ids and probabilities at the pictures' size, both on the host, so
+that a device is synchronised when the clock stops. Networks take turns, round by round, so that a machine that slows
+down slows them all; the first rounds warm up and are not counted.
+
+Memory is what a call adds at its peak to a process that holds nothing but the opened network (and in training Adam's
+moments, which are counted). On CUDA it is what PyTorch's allocator gave out; on the processor it is the resident set
+of a process of its own, told to hand freed memory back at once, after another copy of the network has done the same
+call and so has loaded all code. Compared once, it agreed with the allocations that torch.profiler sums to 0.3 % for a
+training step and to 0.2 MB for an answer. ONNX Runtime's figure holds its arena, which it rounds up and keeps.
+"""
+
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trailseg.config import BenchmarkOptions, PartsOptions, Size
+from trailseg.errors import OptionError, require
+from trailseg.networks.table import BASELINE, NAMED, ROWS
+from trailseg.writing import write_whole
+
+WARM_UP = 2  # rounds that are not counted
+HANDS_BACK = {"MALLOC_MMAP_THRESHOLD_": "4096"}  # makes glibc give each freed block of 4 KiB or more to the system
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A network, opened and ready to answer."""
+
+    name: str
+    """As it was asked for: a row of the table, a run directory, or an exported file."""
+    runtime: str
+    device: str
+    precision: str
+    size: Size
+    """Height and width in pixels of the pictures that it answers."""
+    most: int
+    """Steps that it is asked for, or as many as it takes."""
+    parameters: int
+    weights: int
+    """Bytes of float32 weights, or of the exported file."""
+    macs_stem: int
+    """Multiply-accumulates for one picture of `size`."""
+    macs_step: int
+    """Of a further step."""
+    run: Path | None
+    """The run directory, where it is one."""
+    answer: Callable[[int], object]
+    """Answers `batch` pictures after that many steps; returns when the answer is on the host."""
+    train: Callable[[], object] | None
+    """Two steps of training on `batch` pictures; None where it cannot be trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What one network costs; milliseconds are for `batch` pictures, MACs for one."""
+
+    name: str
+    runtime: str
+    device: str
+    precision: str
+    size: Size
+    batch: int
+    most: int
+    """Steps in the longest answer that was timed."""
+    parameters: int
+    weights: int
+    """Bytes."""
+    macs_stem: int
+    macs_step: int
+    first_ms: float
+    """Milliseconds to the first answer: the median of the rounds."""
+    first_spread_ms: float
+    """Half the distance between the quartiles of the rounds."""
+    step_ms: float | None
+    """Milliseconds per further step: the median of the rounds' differences; None where there is no further step."""
+    step_spread_ms: float | None
+    answer_memory: int | None
+    """Bytes at the peak of an answer of `most` steps, beyond the weights; None where they cannot be measured."""
+    training_memory: int | None
+    """Bytes at the peak of a training step (loss, gradients and Adam's moments), beyond the weights."""
+    miou: tuple[float, ...] | None
+    """mIoU 0..1 of each step at the last validated epoch; None where it is not a run."""
+
+
+def benchmark(options: BenchmarkOptions) -> list[Figures]:
+    """The figures of each network, in the order in which they are named.
+
+    OptionError or FileError where a word is neither a row of the table, nor a run directory, nor an exported file, and
+    where `out` is given but no run is named, so that there is nothing to plot.
+    """
+    words = options.networks or [*NAMED, *BASELINE]
+    subjects = [open_subject(word, options) for word in words]
+    if options.out and not any(subject.run for subject in subjects):
+        raise OptionError(f"out={options.out}: the plot is of runs' accuracy; name a run directory, or leave out= away")
+    memories = [memory(word, options) for word in words]
+    rounds = time_rounds(subjects, options.repeats)
+    return [
+        Figures(
+            **{name: value for name, value in vars(subject).items() if name in Figures.__dataclass_fields__},
+            **durations(seconds, subject.most - 1),
+            batch=options.batch,
+            answer_memory=answer_memory,
+            training_memory=training_memory,
+            miou=_miou(subject.run),
+        )
+        for subject, seconds, (answer_memory, training_memory) in zip(subjects, rounds, memories, strict=True)
+    ]
+
+
+def time_rounds(
+    subjects: Sequence[Subject], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> list[list[tuple[float, float]]]:
+    """For each subject the seconds of its first and of its longest answer, in each of `repeats` rounds.
+
+    The two change places from round to round. Each turn begins with an answer that is not timed, because the networks
+    before it have filled the caches with theirs.
+    """
+    rounds: list[list[tuple[float, float]]] = [[] for _ in subjects]
+    for number in range(WARM_UP + repeats):
+        for subject, seconds in zip(subjects, rounds, strict=True):
+            subject.answer(1)
+            taken = {}
+            for steps in (1, subject.most)[:: -1 if number % 2 else 1]:
+                started = clock()
+                subject.answer(steps)
+                taken[steps] = clock() - started
+            if number >= WARM_UP:
+                seconds.append((taken[1], taken[subject.most]))
+    return rounds
+
+
+def durations(seconds: Sequence[tuple[float, float]], further: int) -> dict[str, Any]:
+    """Medians and spreads in milliseconds, as `Figures` names them.
+
+    seconds: of the first and of the longest answer of each round, at least two; further: the steps between the two.
+
+    >>> durations([(1.0, 3.0), (2.0, 5.0), (3.0, 4.0)], 2)
+    {'first_ms': 2000.0, 'first_spread_ms': 500.0, 'step_ms': 1000.0, 'step_spread_ms': 250.0}
+    """
+    first = _median_and_spread([1000 * one for one, _ in seconds])
+    step = _median_and_spread([1000 * (all_ - one) / further for one, all_ in seconds]) if further else (None, None)
+    return dict(zip(("first_ms", "first_spread_ms", "step_ms", "step_spread_ms"), (*first, *step), strict=True))
+
+
+def memory(word: str, options: BenchmarkOptions) -> tuple[int | None, int | None]:
+    """Bytes at the peak of an answer and of a training step, each beyond the weights, measured in a process of its own.
+
+    None where there is no training, and where neither CUDA nor Linux counts what is used.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "trailseg.benchmark", json.dumps([word, asdict(options)])],
+        env=os.environ | HANDS_BACK,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode < 0:
+        raise MemoryError  # killed: this is how Linux refuses memory
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
+    answer, training = json.loads(done.stdout.splitlines()[-1])
+    return answer, training
+
+
+def plot(figures: Sequence[Figures], path: Path) -> Path:
+    """Writes a PNG of the runs' mIoU after each step against the milliseconds to it: a line a run, a dot a step.
+
+    Only the first step is plotted where no further step was timed.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from trailseg.report.plots import STYLE
+
+    runs = [one for one in figures if one.miou]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 4.8))
+        axes = figure.subplots()
+        for one, colour in zip(runs, matplotlib.colormaps["viridis"](np.linspace(0, 0.78, len(runs))), strict=True):
+            mious = (one.miou or ())[: 1 if one.step_ms is None else None]
+            milliseconds = [one.first_ms + step * (one.step_ms or 0) for step in range(len(mious))]
+            axes.plot(milliseconds, 100 * np.array(mious), color=colour, marker="o", markersize=5, label=one.name)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(f"milliseconds to the answer of each step (median; {runs[0].device}, batch {runs[0].batch})")
+        axes.set_ylabel("mIoU, %")
+        figure.legend(loc="outside upper left", ncols=3)
+        image = BytesIO()
+        figure.savefig(image, format="png", dpi=160)
+    return write_whole(path, image.getvalue())
+
+
+def open_subject(word: str, options: BenchmarkOptions) -> Subject:
+    """The network that `word` names, ready to answer; OptionError or FileError where it names none."""
+    path = Path(word)
+    if path.suffix.lower() == ".onnx":
+        return _open_file(path, options)
+    if word not in ROWS and not path.exists() and len(path.parts) == 1:
+        require("networks", word, [*ROWS, "a run directory", "a file ending in .onnx"])
+    return _open_torch(word, options)
+
+
+def _open_torch(word: str, options: BenchmarkOptions) -> Subject:
+    """A row of the table, with weights of its own, or a run."""
+    import torch
+
+    from trailseg.inference import refine
+    from trailseg.losses import StepLoss
+    from trailseg.networks.build import build
+    from trailseg.networks.cost import cost
+    from trailseg.runs import Run, network_options
+    from trailseg.training import make_fabric
+
+    run = None if word in ROWS else Run.open(word)
+    if run is None:
+        classes, parts = options.classes, {field.name: getattr(options, field.name) for field in fields(PartsOptions)}
+        parts["network"] = word
+        network = build(**parts, classes=classes).eval()
+    else:
+        classes, parts = len(run.config["data"]["classes"]), network_options(run.options)
+        network = run.network()
+    size, most = parts["size"], network.up_to(options.steps)
+    fabric = make_fabric(options.device, options.precision)
+    network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = _pictures(options.batch, size)
+
+    def load() -> torch.Tensor:
+        return torch.from_numpy(images).to(fabric.device).permute(0, 3, 1, 2).float() / 255
+
+    @torch.inference_mode()
+    def answer(steps: int) -> list[np.ndarray]:
+        with fabric.autocast():
+            logits = refine(network, load(), steps=steps).logits[-1]
+        probability, ids = network.upsample(logits.float(), size, size).softmax(1).max(1)
+        return [probability.cpu().numpy(), ids.byte().cpu().numpy()]
+
+    def train() -> None:
+        network.train()
+        adam, criterion = torch.optim.Adam(network.parameters()), StepLoss(dice=1, gamma=1)
+        side = [-(-pixels // network.scale) for pixels in size]
+        labels = torch.zeros(options.batch, *side, dtype=torch.uint8, device=fabric.device)
+        for _ in range(2):  # Adam makes its moments in the first
+            with fabric.autocast():
+                logits = network(load(), most)
+            sums, counts = criterion(logits, labels)
+            adam.zero_grad()
+            fabric.backward((sums / counts).sum())
+            adam.step()
+
+    return Subject(
+        name=word,
+        runtime="PyTorch",
+        device=fabric.device.type,
+        precision=options.precision,
+        size=size,
+        most=most,
+        weights=sum(tensor.nbytes for tensor in network.state_dict().values()),
+        **asdict(cost(classes=classes, **parts)),
+        run=None if run is None else run.folder,
+        answer=answer,
+        train=train,
+    )
+
+
+def _open_file(path: Path, options: BenchmarkOptions) -> Subject:
+    """An exported file; needs no PyTorch. One of S cores takes all its steps, so that further ones cost nothing."""
+    from trailseg.onnx_model import OnnxModel
+
+    model = OnnxModel(path, device=options.device)
+    facts = model.facts
+    images = _pictures(options.batch, facts.size)
+    return Subject(
+        name=str(path),
+        runtime="ONNX Runtime",
+        device="cuda" if options.device == "cuda" else "cpu",
+        precision="32",
+        size=facts.size,
+        most=min(options.steps, facts.max_steps or options.steps),
+        parameters=facts.parameters,
+        weights=path.stat().st_size,
+        macs_stem=facts.macs_stem,
+        macs_step=facts.macs_step,
+        run=None,
+        answer=lambda steps: model.answer(images, to=facts.size, steps=steps, tolerance=0, trail=False),
+        train=None,
+    )
+
+
+def _pictures(batch: int, size: Size) -> np.ndarray:
+    """Noise (B, H, W, 3) uint8."""
+    return np.random.default_rng(0).integers(0, 256, (batch, *size, 3), np.uint8)
+
+
+def _median_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return middle, (high - low) / 2
+
+
+def _miou(folder: Path | None) -> tuple[float, ...] | None:
+    """mIoU 0..1 of each step at the last validated epoch of a run; None where none is validated."""
+    if folder is None:
+        return None
+    from trailseg.report.logs import read_runs
+
+    run = read_runs(folder)[0]
+    return tuple(run.miou[-1].tolist()) if run.validations else None
+
+
+def _peaks(word: str, options: BenchmarkOptions) -> list[int | None]:
+    """What `memory` returns; to be called in a process of its own."""
+
+    def peak(choose: Callable[[Subject], Callable[[], object] | None]) -> int | None:
+        call = choose(open_subject(word, options))
+        if call is None:
+            return None
+        call()
+        subject = open_subject(word, options)
+        call = choose(subject)
+        gc.collect()
+        return call and _grown(call, subject.device)
+
+    return [peak(lambda subject: partial(subject.answer, subject.most)), peak(lambda subject: subject.train)]
+
+
+def _grown(call: Callable[[], object], device: str) -> int | None:
+    """Bytes by which the memory in use grows at most during a call; None where nobody counts them."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak VmHWM to what is in use now
+    except OSError:
+        return None
+    before = _resident("VmRSS")
+    call()
+    return _resident("VmHWM") - before
+
+
+def _resident(key: str) -> int:
+    """Bytes of this process in memory: VmRSS now, VmHWM at the peak. `resource` would give the parent's peak too."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(status[key].split()[0])
+
+
+def _main(request: str) -> None:
+    """The process of its own: prints what `_peaks` returns as JSON."""
+    word, values = json.loads(request)
+    options: dict[str, Any] = values | {"size": Size(*values["size"])}
+    sys.stdout.write(json.dumps(_peaks(word, BenchmarkOptions(**options))))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,128 @@
+"""Answering with a trained network in PyTorch: any number of steps, or as many as each picture needs.
+
+Legend: B batch, S steps, K classes, h x w feature map.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trailseg.config import Size
+from trailseg.data.readers import TERMS
+from trailseg.errors import OptionError
+from trailseg.model import Answers, Facts
+from trailseg.networks.recurrence import Recurrence, State
+from trailseg.runs import Run
+from trailseg.training import make_fabric
+
+
+class Refined(NamedTuple):
+    """A trail of predictions, and where it ended."""
+
+    logits: list[Tensor]
+    """S of (B, K, h, w); a picture that is done repeats its last."""
+    used: Tensor
+    """(B,) int64, the steps that each picture took."""
+    state: State
+
+
+@torch.inference_mode()
+def refine(
+    network: Recurrence, images: Tensor, *, steps: int, tolerance: float = 0.0, state: State | None = None
+) -> Refined:
+    """Refines images (B, 3, H, W), RGB in 0..1, until `steps` steps are taken or every picture is done.
+
+    A picture is done, and costs no more, once a step changed the class of fewer than `tolerance` (0..1) of its
+    predictions. With the `state` of another picture even the first step refines that state.
+    """
+    first = 0 if state is None else 1
+    size = (images.shape[-2], images.shape[-1])
+    context = network.begin(images)
+    state = network.step(first, context, state)
+    trail = [network.crop(state.logits, size)]
+    used = torch.ones(len(images), dtype=torch.int64, device=images.device)
+    open_ = torch.arange(len(images), device=images.device)
+    for t in range(1, steps):
+        if not len(open_):
+            break
+        whole = len(open_) == len(images)
+        before = state if whole else State(state.hidden[open_], state.logits[open_])
+        after = network.step(first + t, context if whole else context[open_], before)
+        changed = changed_share(network.crop(before.logits, size), network.crop(after.logits, size))
+        state = after if whole else State(*(a.index_copy(0, open_, b) for a, b in zip(state, after, strict=True)))
+        trail.append(network.crop(state.logits, size))
+        used[open_] += 1
+        open_ = open_[changed >= tolerance]
+    return Refined(trail, used, state)
+
+
+def changed_share(before: Tensor, after: Tensor) -> Tensor:
+    """The share (B,), 0..1, of the predictions whose class differs between two logits (B, K, h, w)."""
+    return (before.argmax(1) != after.argmax(1)).float().mean((1, 2))
+
+
+class TorchModel:
+    """The network of a run directory, as a `model.Model`."""
+
+    def __init__(self, run: Run, *, device: str, precision: str, checkpoint: str) -> None:
+        """FileError where the run has no such checkpoint, OptionError where the device is not there."""
+        self.facts = facts_of(run)
+        self._fabric = make_fabric(device, precision)
+        self.network = run.network(checkpoint).to(self._fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def answer(
+        self, images: np.ndarray, *, to: Size, steps: int, tolerance: float, trail: bool, state: Any = None
+    ) -> Answers:
+        """See `model.Model`."""
+        self.network.check_steps(steps)
+        if state is not None:
+            self._check_state(images, state)
+        size = Size(*images.shape[1:3])
+        batch = torch.from_numpy(images).to(self._fabric.device).permute(0, 3, 1, 2).float() / 255
+        with self._fabric.autocast():
+            refined = refine(self.network, batch, steps=steps, tolerance=tolerance, state=state)
+        sized = self.network.upsample(refined.logits[-1].float(), size, to)
+        probability, ids = sized.softmax(1).max(1)
+        every = None
+        if trail:
+            before = [self.network.upsample(x.float(), size, to).argmax(1).byte() for x in refined.logits[:-1]]
+            every = torch.stack([*before, ids.byte()]).cpu().numpy()
+        return Answers(
+            ids=ids.byte().cpu().numpy(),
+            probability=probability.cpu().numpy(),
+            used=refined.used.cpu().numpy(),
+            trail=every,
+            state=refined.state if self.facts.recalls else None,
+        )
+
+    def _check_state(self, images: np.ndarray, state: State) -> None:
+        """OptionError where that state is not of as many pictures of the same size."""
+        multiple, scale = self.network.multiple, self.network.scale
+        wanted = (len(images), *(-(-side // multiple) * multiple // scale for side in images.shape[1:3]))
+        if (len(state.hidden), *state.hidden.shape[2:]) != wanted:
+            raise OptionError("before: that answer is of pictures of another size or number; start without it")
+
+
+def facts_of(run: Run) -> Facts:
+    """What a run directory says of its network, without its weights."""
+    options, config = run.options, run.config
+    with torch.device("meta"):
+        network = run.build()
+    return Facts(
+        name=str(config.get("name", options.network)),
+        network=options.network,
+        classes=tuple(config["data"]["classes"]),
+        colours=tuple((r, g, b) for r, g, b in config["data"]["colours"]),
+        size=options.size,
+        scale=network.scale,
+        trained_steps=network.up_to(options.steps),
+        max_steps=network.max_steps,
+        recalls=network.recalls,
+        parameters=config["network"]["parameters"],
+        macs_stem=config["network"]["macs_stem"],
+        macs_step=config["network"]["macs_step"],
+        data=TERMS[options.data],
+    )

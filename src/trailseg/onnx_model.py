@@ -1,0 +1,132 @@
+"""Answering with an exported file in ONNX Runtime, without PyTorch: what a robot needs."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from trailseg.config import Size
+from trailseg.errors import FileError, OptionError
+from trailseg.model import Answers, Facts
+
+PROVIDERS = {"auto": "CPUExecutionProvider", "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxModel:
+    """A file that `trailseg export` wrote, as a `model.Model`; see onnx_graph.py for its inputs and outputs."""
+
+    def __init__(self, path: Path, *, device: str = "auto") -> None:
+        """FileError where it is no such file; OptionError where onnxruntime, or the device in it, is missing."""
+        runtime = _import_runtime()
+        provider = PROVIDERS.get(device)
+        if provider not in runtime.get_available_providers():
+            raise OptionError(f"device={device}: this onnxruntime has none; say device=cpu, or leave it out")
+        if not path.is_file():
+            raise FileError(path, "there is no such file", "name a file that `trailseg export` wrote")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # it would warn of each input that has a default
+        try:
+            self._session = runtime.InferenceSession(path.read_bytes(), options, [provider])
+            self.facts = Facts.from_texts(self._session.get_modelmeta().custom_metadata_map)
+        except OSError as error:
+            raise FileError(path, error.strerror or "cannot be read", "name another file, or mend this one") from None
+        except (KeyError, ValueError, TypeError):
+            problem = "is an ONNX file that `trailseg export` did not write"
+            raise FileError(path, problem, "export a run: trailseg export RUN out=model.onnx") from None
+        except Exception as error:  # onnxruntime has an exception of its own for everything, none of them public
+            reason = " ".join(str(error).split())[:200]
+            raise FileError(path, f"cannot be read as an ONNX file ({reason})", "export the run again") from None
+        self._inputs = {i.name for i in [*self._session.get_inputs(), *self._session.get_overridable_initializers()]}
+
+    def answer(
+        self, images: np.ndarray, *, to: Size, steps: int, tolerance: float, trail: bool, state: Any = None
+    ) -> Answers:
+        """See `model.Model`."""
+        given = {
+            "image": images,
+            "steps": np.array(steps),
+            "size": np.array(to),
+            "with_probability": np.array(True),
+            "with_trail": np.array(trail),
+        }
+        if tolerance:
+            if "tolerance" not in self._inputs:
+                raise OptionError(f"steps=auto: {self.facts.name} was exported with all its steps; say how many")
+            given["tolerance"] = np.array(tolerance, np.float32)
+        if state is not None:
+            given |= dict(zip(("hidden_before", "logits_before"), state, strict=True))
+        names = ["ids", "probability", "used", "trail"] + ["hidden", "logits"] * self.facts.recalls
+        ids, probability, used, every, *left = self.run(names, given)
+        return Answers(ids, probability, used, every if trail else None, tuple(left) or None)
+
+    def run(self, names: list[str], given: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs of these names; OptionError where what is given does not suit the file."""
+        try:
+            return self._session.run(names, given)
+        except Exception as error:  # as above
+            raise _explained(error, given) from None
+
+
+class OnnxParts:
+    """The stem.onnx and step.onnx that `trailseg export parts=true` wrote, as a `model.Model`."""
+
+    def __init__(self, folder: Path, *, device: str = "auto") -> None:
+        """As for `OnnxModel`."""
+        self._stem, self._step = (OnnxModel(folder / f"{name}.onnx", device=device) for name in ("stem", "step"))
+        self.facts = self._stem.facts
+
+    def answer(
+        self, images: np.ndarray, *, to: Size, steps: int, tolerance: float, trail: bool, state: Any = None
+    ) -> Answers:
+        """See `model.Model`."""
+        asked = {"size": np.array(to), "with_probability": np.array(True)}
+        names = ["ids", "probability", "hidden", "logits", "context", "own"]
+        ids, probability, hidden, logits, context, own = self._stem.run(names, {"image": images, **asked})
+        rows, columns = -(-own // self.facts.scale)
+
+        def further(hidden: np.ndarray, logits: np.ndarray) -> list[np.ndarray]:
+            names = ["ids", "probability", "hidden_next", "logits_next"]
+            given = {"context": context, "hidden": hidden, "logits": logits, "own": own}
+            return self._step.run(names, given | asked)
+
+        if state is not None:
+            ids, probability, hidden, logits = further(*state)
+        every, used, undone = [ids], np.ones(len(images), np.int64), np.full(len(images), True)
+        for _ in range(1, steps):
+            if not undone.any():
+                break
+            after = further(hidden, logits)
+            classes = [maps[..., :rows, :columns].argmax(1) for maps in (logits, after[3])]
+            changed = (classes[0] != classes[1]).mean((1, 2), dtype=np.float32)
+            ids, probability, hidden, logits = (
+                np.where(undone.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+                for new, old in zip(after, (ids, probability, hidden, logits), strict=True)
+            )
+            every.append(ids)
+            used += undone
+            undone &= changed >= tolerance
+        left = (hidden, logits) if self.facts.recalls else None
+        return Answers(ids, probability, used, np.stack(every) if trail else None, left)
+
+
+def _explained(error: Exception, given: dict[str, np.ndarray]) -> Exception:
+    """What an exception of onnxruntime means to the user."""
+    text = str(error)
+    if "allocate" in text or "bad_alloc" in text:
+        return MemoryError()
+    if "Got invalid dimensions for input: image" in text:
+        height, width = given["image"].shape[1:3]
+        return OptionError(f"size={height},{width}: the norm of this network ties it to one size; leave size= away")
+    if "hidden_before" in given or "hidden" in given:
+        return OptionError("before: that answer is of pictures of another size or number; start without it")
+    return error
+
+
+def _import_runtime() -> ModuleType:
+    """ONNX Runtime, which is installed only where it is wanted."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise OptionError("an exported file needs onnxruntime: pip install 'trailseg[runtime]'") from None
+    return onnxruntime
