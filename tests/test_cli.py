@@ -336,7 +336,7 @@ BAD = [
     ("evaluate", 2, "run is missing: say run=RUN"),
     ("evaluate {new}", 1, "there is no such run directory"),
     ("evaluate {file}", 1, "there is no such run directory"),
-    ("evaluate {run} steps=0", 2, "steps=0: take at least 1"),
+    ("evaluate {run} steps=0", 2, "steps=1..0: take steps from 1"),
     ("evaluate {run} batch=0", 2, "batch=0: take at least 1"),
     ("evaluate {run} split=tset", 2, "split=tset is not known: did you mean 'test'?"),
     ("evaluate {run} checkpoint=lst", 2, "checkpoint=lst is not known: did you mean 'last'?"),

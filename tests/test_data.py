@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trailseg.data import memory, scenes, statistics
+from trailseg.data import memory, pictures, scenes, statistics
 from trailseg.data.files import DataSet, Picture
 from trailseg.data.pictures import read_image
 from trailseg.data.readers import TAS500_BROKEN, Procedural, open_data

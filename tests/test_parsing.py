@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from trailseg.cli import COMMANDS
-from trailseg.config import EvaluateOptions, PredictOptions, Size, TrainOptions
+from trailseg.config import BenchmarkOptions, EvaluateOptions, PredictOptions, Size, TrainOptions
 from trailseg.errors import FileError, OptionError
 from trailseg.parsing import from_mapping, help_text, read_words, read_yaml, signature
 
@@ -29,10 +29,10 @@ def test_every_way_to_write_an_option(words: list[str], expected: dict[str, str]
 
 
 def test_what_is_needed_may_go_without_its_name_in_any_place_but_out_never_does():
-    expected = {"run": "r", "pictures": "./a=b.png", "out": "o"}
+    expected = {"model": "r", "pictures": "./a=b.png", "out": "o"}
     assert read_words(PredictOptions, ["r", "./a=b.png", "out=o"]) == expected
     assert read_words(PredictOptions, ["--out", "o", "r", "pictures=./a=b.png"]) == expected
-    assert read_words(PredictOptions, ["run=r", "out=o", "./a=b.png"]) == expected
+    assert read_words(PredictOptions, ["model=r", "out=o", "./a=b.png"]) == expected
     with pytest.raises(OptionError, match=r"'o' is one word too many"):
         read_words(PredictOptions, ["r", "p", "o"])
     with pytest.raises(OptionError, match=r"pictures is missing: say pictures=PICTURES"):
@@ -56,8 +56,44 @@ def test_every_way_to_write_a_size(text: Any):
 
 def test_words_become_the_types_of_the_options():
     options = from_mapping(EvaluateOptions, {"run": "3", "steps": "5", "json": "true", "root": "[x]"})
-    assert (options.run, options.steps, options.json, options.root) == ("3", 5, True, "[x]")
+    assert (options.run, options.steps, options.json, options.root) == ("3", (1, 5), True, "[x]")
     assert from_mapping(EvaluateOptions, {"run": "r", "steps": None}).steps is None
+    assert from_mapping(EvaluateOptions, {"run": "r", "steps": "4..8"}).steps == (4, 8)
+    predicted = {"model": "m", "pictures": "p", "out": "o"}
+    steps = [from_mapping(PredictOptions, predicted | {"steps": word}).steps for word in ("auto", "7")]
+    assert steps == ["auto", 7]
+
+
+def test_words_without_a_name_make_a_list():
+    words = ["single", "steps=4", "runs/v6", "model.onnx", "--json"]
+    options = from_mapping(BenchmarkOptions, read_words(BenchmarkOptions, words))
+    assert (options.networks, options.steps, options.json) == (["single", "runs/v6", "model.onnx"], 4, True)
+    assert from_mapping(BenchmarkOptions, {"networks": "single,hourglass"}).networks == ["single", "hourglass"]
+    assert from_mapping(BenchmarkOptions, {}).networks == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (EvaluateOptions, {"run": "r", "steps": "8..4"}, "steps=8..4: take steps from 1 to 256"),
+        (EvaluateOptions, {"run": "r", "steps": "0"}, "steps=1..0: take steps from 1 to 256"),
+        (EvaluateOptions, {"run": "r", "steps": "1..257"}, "steps=1..257: take steps from 1 to 256"),
+        (EvaluateOptions, {"run": "r", "steps": "a..b"}, "steps=a..b: take a whole number, or a range such as 1..8"),
+        (
+            PredictOptions,
+            {"model": "m", "pictures": "p", "out": "o", "steps": "x"},
+            "steps=x: take a whole number or auto",
+        ),
+        (TrainOptions, {"steps": 257}, "steps=257: take at most 256"),
+        (TrainOptions, {"steps": 3, "fewest_steps": 4}, "fewest_steps=4: take at most 3"),
+        (TrainOptions, {"gamma": 1.5}, "gamma=1.5: take at most 1"),
+        (BenchmarkOptions, {"repeats": 1}, "repeats=1: take at least 5"),
+    ],
+)
+def test_a_number_of_steps_that_cannot_be_is_named(kind: type, values: dict[str, Any], message: str):
+    with pytest.raises(OptionError) as caught:
+        from_mapping(kind, values)
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
@@ -156,7 +192,8 @@ def test_help_shows_every_option_with_its_default_and_a_line_of_its_own(command:
     assert (empty, summary) == ("", kind.__doc__)
     shown = {left: text for left, _, text in (row.strip().partition(" ") for row in rows)}
     defaults = {f.name: "" if f.default in (None, MISSING) else f.default for f in fields(kind)}
-    texts = {k: ",".join(map(str, v)) if isinstance(v, Size) else str(v) for k, v in defaults.items()}
+    defaults |= {f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING}
+    texts = {k: ",".join(map(str, v)) if isinstance(v, Size | list) else str(v) for k, v in defaults.items()}
     expected = [f"{k}={v.lower() if isinstance(defaults[k], bool) else v}" for k, v in texts.items()]
     assert sorted(shown) == sorted(expected)
     assert all(text.strip().endswith((".", ")")) and len(text.strip()) > 12 for text in shown.values())
@@ -168,5 +205,6 @@ def test_help_fits_the_terminal(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_signatures_name_what_a_command_cannot_do_without():
-    assert signature("predict", PredictOptions) == "predict RUN PICTURES out=OUT"
+    assert signature("predict", PredictOptions) == "predict MODEL PICTURES out=OUT"
+    assert signature("benchmark", BenchmarkOptions) == "benchmark [NETWORKS ...]"
     assert signature("train", TrainOptions) == "train"

@@ -1,12 +1,15 @@
 """Accuracy against cost: what each further step brings, and what is saved when a network stops by itself."""
 
+import json
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from trailseg.benchmark import durations, open_subject, time_rounds
 from trailseg.config import BenchmarkOptions, EvaluateOptions
 from trailseg.evaluation import Stop, evaluate_run
 from trailseg.runs import Run
+from trailseg.writing import write_whole
 
 TOLERANCES = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1)
 """Shares of the pixels below whose change an answer ends, as they are tried."""
@@ -50,6 +53,15 @@ def measure(run: Run, options: EvaluateOptions) -> dict[str, Any]:
         "steps": [step | cost(step["step"]) for step in found["steps"] if step["step"] >= first],
         "auto": [stop | more | cost(stop["mean_steps"]) for stop, more in zip(found["auto"], saved, strict=True)],
     }
+
+
+def write(folder: Path, measured: dict[str, Any]) -> list[Path]:
+    """Writes anytime-SPLIT.json into a run directory, and plots/anytime-SPLIT.png; returns the two."""
+    name = f"anytime-{measured['split']}"
+    return [
+        write_whole(folder / f"{name}.json", json.dumps(measured, indent=1) + "\n"),
+        write_whole(folder / "plots" / f"{name}.png", plot(measured)),
+    ]
 
 
 def plot(measured: dict[str, Any]) -> bytes:

@@ -5,7 +5,9 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -112,20 +114,55 @@ def train(given: Given) -> int:
 def evaluate(given: Given) -> int:
     """`trailseg evaluate`."""
     options = from_mapping(config.EvaluateOptions, given)
-    from trailseg.evaluation import evaluate_run
     from trailseg.runs import Run
+
+    if options.anytime:
+        return _anytime(options)
+    from trailseg.evaluation import evaluate_run
 
     measured = evaluate_run(Run.open(options.run), options)
     if options.json:
         print(json.dumps({key: value for key, value in measured.items() if key != "confusion"}, indent=1))
         return 0
     print(f"{options.run}, {options.split}: {measured['images']} pictures, full size, in %\n")
-    steps = list(zip(measured["steps"], measured["at_stem_scale"]["steps"], strict=True))
+    first = options.steps.first if options.steps else 1
+    steps = list(zip(measured["steps"], measured["at_stem_scale"]["steps"], strict=True))[first - 1 :]
     heads = ["step", "pixel accuracy", "mIoU", "mIoU at stem", *measured["steps"][0]["iou"]]
     shares = [[full["pixel_accuracy"], full["miou"], stem["miou"], *full["iou"].values()] for full, stem in steps]
-    rows = [[i, *("-" if s is None else f"{100 * s:.2f}" for s in row)] for i, row in enumerate(shares, 1)]
+    rows = [[i, *("-" if s is None else f"{100 * s:.2f}" for s in row)] for i, row in enumerate(shares, first)]
     _print_table(heads, rows)
     return 0
+
+
+def _anytime(options: config.EvaluateOptions) -> int:
+    """`trailseg evaluate anytime=true`."""
+    from trailseg.anytime import measure, write
+    from trailseg.runs import Run
+
+    run = Run.open(options.run)
+    measured = measure(run, options)
+    written = write(run.folder, measured)
+    if options.json:
+        print(json.dumps(measured, indent=1))
+        return 0
+    print(f"{options.run}, {measured['split']}: {measured['images']} pictures, full size")
+    print(f"milliseconds on {measured['device']}, one picture, precision {measured['precision']}\n")
+    heads = ["steps", "pixel accuracy %", "mIoU %", "GMAC", "ms"]
+    _print_table(heads, [[step["step"], *_accuracy_and_cost(step)] for step in measured["steps"]])
+    print("\nsteps=auto, which ends an answer once a step changes less than the tolerance:\n")
+    heads = ["at most", "tolerance", "mean steps", "core MACs saved %", *heads[1:]]
+    auto = [
+        [s["most_steps"], s["tolerance"], f"{s['mean_steps']:.2f}", f"{100 * s['saved_core_macs']:.1f}"]
+        for s in measured["auto"]
+    ]
+    _print_table(heads, [[*row, *_accuracy_and_cost(s)] for row, s in zip(auto, measured["auto"], strict=True)])
+    print(f"\nwrote {' and '.join(map(str, written))}")
+    return 0
+
+
+def _accuracy_and_cost(measured: dict[str, Any]) -> list[str]:
+    shares = ("-" if measured[key] is None else f"{100 * measured[key]:.2f}" for key in ("pixel_accuracy", "miou"))
+    return [*shares, f"{measured['macs'] / 1e9:.3f}", f"{measured['ms']:.1f}"]
 
 
 def predict(given: Given) -> int:
@@ -186,6 +223,20 @@ def benchmark(given: Given) -> int:
     return 0
 
 
+def app(given: Given) -> int:
+    """`trailseg app`."""
+    options = from_mapping(config.AppOptions, given)
+    from trailseg.app import serve
+    from trailseg.predictor import Predictor
+
+    predictor = Predictor(options.model, device=options.device, checkpoint=options.checkpoint)
+    with suppress(KeyboardInterrupt), serve(predictor, port=options.port) as address:
+        print(f"the page is at {address}; Ctrl+C ends it", flush=True)
+        while True:
+            time.sleep(3600)
+    return 0
+
+
 def study(given: Given) -> int:
     """`trailseg study`."""
     if "resume" in given:
@@ -226,6 +277,7 @@ COMMANDS: dict[str, tuple[Callable[[Given], int], type]] = {
     "predict": (predict, config.PredictOptions),
     "benchmark": (benchmark, config.BenchmarkOptions),
     "export": (export, config.ExportOptions),
+    "app": (app, config.AppOptions),
     "study": (study, config.StudyOptions),
     "report": (report, config.ReportOptions),
 }

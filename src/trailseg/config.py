@@ -238,7 +238,7 @@ class EvaluateOptions(TrainedOptions):
         if self.precision is not None:
             require("precision", self.precision, PRECISIONS)
         if self.steps is not None and not 1 <= self.steps.first <= self.steps.last <= STEPS_LIMIT:
-            raise OptionError(f"steps={self.steps.first}..{self.steps.last}: take 1 to {STEPS_LIMIT}, the least first")
+            raise OptionError(f"steps={self.steps.first}..{self.steps.last}: take steps from 1 to {STEPS_LIMIT}")
         require_range(self, 1, LARGE, "batch")
 
 
@@ -301,6 +301,21 @@ class BenchmarkOptions(PartsOptions):
         require_range(self, 1, 254, "classes")
         require_range(self, 1, LARGE, "batch")
         require_range(self, 5, LARGE, "repeats")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppOptions(TrainedOptions):
+    """Open a page on this machine: drop a picture, and move a slider through the steps of its answer."""
+
+    model: str
+    """Run directory, or a file that `trailseg export` wrote."""
+    port: int | None = None
+    """Port of 127.0.0.1 (default: 7860, or the next that is free)."""
+
+    def __post_init__(self) -> None:
+        TrainedOptions.__post_init__(self)
+        if self.port is not None:
+            require_range(self, 1024, 65535, "port")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,9 @@ from trailseg.model import Answers, Facts
 
 PROVIDERS = {"auto": "CPUExecutionProvider", "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
+MOST_LOGITS = 400_000_000
+"""Numbers at the answer's size, of which onnxruntime keeps up to three copies of 4 bytes each."""
+
 
 class OnnxModel:
     """A file that `trailseg export` wrote, as a `model.Model`; see onnx_graph.py for its inputs and outputs."""
@@ -43,6 +46,9 @@ class OnnxModel:
         self, images: np.ndarray, *, to: Size, steps: int, tolerance: float, trail: bool, state: Any = None
     ) -> Answers:
         """See `model.Model`."""
+        if len(images) * to.height * to.width * len(self.facts.classes) > MOST_LOGITS:
+            problem = f"{to.height} x {to.width} pixels in {len(self.facts.classes)} classes"
+            raise OptionError(f"picture: {problem} take too much memory in onnxruntime; scale it down, or take the run")
         given = {
             "image": images,
             "steps": np.array(steps),

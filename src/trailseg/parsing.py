@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, set_parsing_settings
 from jsonargparse.typing import register_type
 
 from trailseg.config import Size, StepRange
@@ -152,7 +152,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def signature(command: str, kind: type) -> str:
     """A command and what it cannot do without, such as 'predict RUN PICTURES out=OUT'."""
-    return " ".join([command, *(f"{n}={n.upper()}" if n == "out" else n.upper() for n in _required(kind))])
+    many = [f"[{field.name.upper()} ...]" for field in fields(kind) if field.type == list[str]]
+    return " ".join([command, *(f"{n}={n.upper()}" if n == "out" else n.upper() for n in _required(kind)), *many])
 
 
 def help_text(command: str, kind: type) -> str:
@@ -160,7 +161,11 @@ def help_text(command: str, kind: type) -> str:
     rows = {}
     for action in _parser(kind)._actions[1:]:
         default = action.default
-        shown = ",".join(map(str, default)) if isinstance(default, Size) else str("" if default is None else default)
+        if default == SUPPRESS:  # an option of jsonargparse's own
+            continue
+        shown = (
+            ",".join(map(str, default)) if isinstance(default, Size | list) else str("" if default is None else default)
+        )
         rows[f"{action.dest}={shown.lower() if isinstance(default, bool) else shown}"] = action.help
     indent = max(map(len, rows)) + 4
     width = max(shutil.get_terminal_size((120, 24)).columns, indent + 30)

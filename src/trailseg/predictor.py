@@ -194,7 +194,7 @@ class Predictor:
                 raise OptionError(
                     f"tolerance={tolerance}: take a share of the pixels above 0 and up to 1, such as 0.01"
                 )
-            most = 2 * facts.trained_steps if facts.max_steps is None else facts.max_steps
+            most = min(2 * facts.trained_steps, STEPS_LIMIT) if facts.max_steps is None else facts.max_steps
             count, stop, option = most if most_steps is None else most_steps, tolerance, "most_steps"
         else:
             count, stop, option = facts.trained_steps if steps is None else steps, 0.0, "steps"
