@@ -8,6 +8,7 @@ from typing import Any
 from trailseg.benchmark import durations, open_subject, time_rounds
 from trailseg.config import BenchmarkOptions, EvaluateOptions
 from trailseg.evaluation import Stop, evaluate_run
+from trailseg.inference import facts_of
 from trailseg.runs import Run
 from trailseg.writing import write_whole
 
@@ -22,7 +23,7 @@ def measure(run: Run, options: EvaluateOptions) -> dict[str, Any]:
     this machine: to the first answer, and per further step); to `auto`, once with no more than the trained steps and
     once with all of those that are asked for, also saved_core_macs, the share of the steps that were not taken.
     """
-    trained = run.options.steps
+    trained = facts_of(run).trained_steps
     most = options.steps.last if options.steps else trained
     limits = sorted({min(trained, most), most})
     stops = [Stop(limit, tolerance) for limit in limits if limit > 1 for tolerance in TOLERANCES]
@@ -68,6 +69,7 @@ def plot(measured: dict[str, Any]) -> bytes:
     """A PNG: mIoU and pixel accuracy against steps, MACs and time, for every step and for stopping by itself."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     from trailseg.report.plots import STYLE
 
@@ -99,6 +101,7 @@ def plot(measured: dict[str, Any]) -> bytes:
                         color=colour,
                         label=f"steps=auto, at most {limit}",
                     )
+                axes.xaxis.set_major_locator(MaxNLocator(integer=of_step == "step"))
                 if measure_ != "miou":
                     axes.set_xlabel(cost)
         handles, labels = grid[0][0].get_legend_handles_labels()

@@ -84,7 +84,7 @@ def evaluate(
             matrices = torch.stack([confusion_matrix(one.argmax(0), whole, k) for one in sized])
             full += matrices
             small += torch.stack([confusion_matrix(one.argmax(0), truth, k) for one in trail])
-            changed = changed_share(trail[:-1], trail[1:]).tolist()
+            changed = changed_share(trail[:-1], trail[1:]).tolist() if stops else []
             for i, stop in enumerate(stops):
                 step = stop.step(changed)
                 stopped[i] += matrices[step - 1]
