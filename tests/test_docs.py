@@ -8,8 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from trailseg.cli import COMMANDS
+from trailseg import cli
+from trailseg.data.scenes import scene
 from trailseg.networks.cost import cost
 from trailseg.networks.table import NAMED
 from trailseg.parsing import read_words, read_yaml
@@ -94,7 +96,7 @@ def commands():
 @pytest.mark.parametrize("words", list(commands()))
 def test_every_command_in_the_documents_exists_with_its_options(words):
     length = 2 if words[0] == "data" else 1
-    _, options = COMMANDS[" ".join(words[:length])]
+    _, options = cli.COMMANDS[" ".join(words[:length])]
     read_words(options, words[length:])
     for word in words:
         if word.startswith("studies/"):
@@ -120,3 +122,17 @@ def test_the_costs_in_the_deviations_are_those_of_the_code():
         f"{one.macs_stem / 1e9:.1f} GMAC",
     ):
         assert figure in " ".join(text.split())
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    small = "network=iterative-v4 stem=x2 channels=8 depth=1 size=32,48 steps=2 pictures=4 epochs=1 out=runs/v4"
+    assert cli.run(["train", *small.split()]) == 0
+    for name in ("photo.jpg", "a.jpg", "b.jpg"):
+        Image.fromarray(scene(seed=0, index=len(name), size=(40, 60))[0]).save(name)
+    names: dict = {}
+    exec(block, names)
+    assert names["answer"].ids.shape == (40, 60)
+    assert 2 <= names["answer"].steps <= 4
+    assert len(names["answers"]) == 2

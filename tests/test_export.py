@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -155,14 +156,10 @@ def test_each_picture_of_a_batch_stops_by_itself_as_in_pytorch(kind: str, tmp_pa
     theirs, ours = models(*exported(tmp_path_factory, **KINDS[kind]))
     size = SIZES[1]
     given = np.concatenate([images(size, 3), 255 - images(size, 2)])
-    # At the stem's scale, by a trail that is resized to it.
-    small = Size(17, 26)
-    network = theirs.network
-    import torch
-
     with torch.no_grad():
-        classes = network(torch.tensor(given).permute(0, 3, 1, 2) / 255, 8).argmax(2).movedim(1, 0).numpy()
-    assert classes.shape[2:] == small
+        logits = theirs.network(torch.tensor(given).permute(0, 3, 1, 2) / 255, 8)
+    classes = logits.argmax(2).movedim(1, 0).numpy()
+    assert classes.shape == (8, 5, 17, 26)  # at the stem's scale
     shares = changes(classes).astype(np.float64)
     middles = [(a + b) / 2 for a, b in pairwise(np.unique(shares)) if b - a > 1e-4]
 
@@ -330,7 +327,7 @@ def test_another_size_than_that_of_the_weights_is_told(tmp_path_factory: pytest.
     mine, their = Predictor(file)(pixels), Predictor(folder, device="cpu")(pixels)
     assert (mine.ids != their.ids).mean() <= 0.001
     with pytest.raises(
-        OptionError, match="^size=64,96: the norm of this network ties it to one size; leave size= away$"
+        OptionError, match=r"^size=64,96: the norm of this network ties it to one size; leave size= away$"
     ):
         Predictor(file, size=Size(64, 96))(pixels)
 
@@ -461,7 +458,7 @@ def test_an_export_is_checked_at_two_sizes_and_three_numbers_of_steps(
     assert checks[-1] == Check(Size(25, 61), 6, (one.ids != other.ids).mean(), pytest.approx(largest))
 
 
-@pytest.mark.parametrize("part", ["head.bias", "alpha", "cores.1"])
+@pytest.mark.parametrize("part", ["head.bias", "stem.0", "cores.1"])
 def test_an_export_that_answers_otherwise_is_removed(
     part: str, quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -535,7 +532,7 @@ def test_of_two_parts_none_is_left_where_one_cannot_be_written(
         ("{v5} out={new} parts=true warm_start=true", 2, "warm_start=true: step.onnx always starts from any state"),
         ("{v5} out={new}.onnx warm_start=true", 2, "warm_start=true: iterative-v5 does not look at the picture again"),
         ("{v5} out={new}.onnx checkpoint=first", 2, "checkpoint=first is not known"),
-        ("{v5} out={file}/model.onnx", 1, "{file}/model.onnx: cannot be written (Not a directory)"),
+        ("{v5} out={file}/model.onnx", 1, "{file}/model.onnx: cannot be written ("),
         ("{stack} out={new} parts=true", 2, "parts=true: the steps of this network differ from each other"),
         ("{new} out={new}.onnx", 1, "{new}: there is no such run directory"),
         ("{file} out={new}.onnx", 1, "{file}: there is no such run directory"),

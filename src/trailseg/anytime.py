@@ -39,7 +39,8 @@ def measure(run: Run, options: EvaluateOptions) -> dict[str, Any]:
         }
 
     first = options.steps.first if options.steps else 1
-    saved = ({"saved_core_macs": 1 - stop["mean_steps"] / stop["most_steps"]} for stop in found["auto"])
+    auto = found.get("auto", [])
+    saved = ({"saved_core_macs": 1 - stop["mean_steps"] / stop["most_steps"]} for stop in auto)
     return {
         "name": run.config["name"],
         "split": found["split"],
@@ -52,7 +53,7 @@ def measure(run: Run, options: EvaluateOptions) -> dict[str, Any]:
         "macs_step": subject.macs_step,
         **time,
         "steps": [step | cost(step["step"]) for step in found["steps"] if step["step"] >= first],
-        "auto": [stop | more | cost(stop["mean_steps"]) for stop, more in zip(found["auto"], saved, strict=True)],
+        "auto": [stop | more | cost(stop["mean_steps"]) for stop, more in zip(auto, saved, strict=True)],
     }
 
 

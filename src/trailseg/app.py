@@ -4,7 +4,7 @@ import os
 import tempfile
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
@@ -104,7 +104,9 @@ def answer_html(predictor: Predictor, image: np.ndarray, title: str) -> str:
     small = Image.fromarray(image)
     small.thumbnail((LONGEST, LONGEST))
     image = np.asarray(small)
-    auto = predictor(image, steps="auto", trail=False).steps  # the first call: it also warms up the network
+    auto = None
+    with suppress(OptionError):  # of a file that always computes all its steps
+        auto = predictor(image, steps="auto", trail=False).steps  # the first call: it also warms up the network
     steps = answer_steps(predictor, image)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = _percent

@@ -175,7 +175,7 @@ def predict(given: Given) -> int:
         if isinstance(written, FileError):
             code = _fail("predict", written, 1)
         else:
-            print(f"{written.path}  after {written.steps:g} steps" if options.steps == "auto" else written.path)
+            print(f"{written.path}  after {written.steps:.3g} steps" if options.steps == "auto" else written.path)
     return code
 
 

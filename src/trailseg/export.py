@@ -70,12 +70,12 @@ def export(options: ExportOptions) -> Exported:
         models = list(parts(network, size=facts.size).values())
     else:
         models = [whole(network, steps=facts.trained_steps, size=facts.size, warm_start=options.warm_start)]
-    for file, made in zip(files, models, strict=True):
-        made.producer_name, made.producer_version = "trailseg", __version__
-        for name, text in facts.to_texts().items():
-            made.metadata_props.add(key=name, value=text)
-        write_whole(file, made.SerializeToString())
     try:
+        for file, made in zip(files, models, strict=True):
+            made.producer_name, made.producer_version = "trailseg", __version__
+            for name, text in facts.to_texts().items():
+                made.metadata_props.add(key=name, value=text)
+            write_whole(file, made.SerializeToString())
         checks = list(check(model, OnnxParts(out) if options.parts else OnnxModel(out)))
         worst = max(checks, key=lambda one: one.ids)
         if not worst.ids <= ALLOWED:

@@ -21,26 +21,10 @@ class OnnxModel:
 
     def __init__(self, path: Path, *, device: str = "auto") -> None:
         """FileError where it is no such file; OptionError where onnxruntime, or the device in it, is missing."""
-        runtime = _import_runtime()
-        provider = PROVIDERS.get(device)
-        if provider not in runtime.get_available_providers():
-            raise OptionError(f"device={device}: this onnxruntime has none; say device=cpu, or leave it out")
-        if not path.is_file():
-            raise FileError(path, "there is no such file", "name a file that `trailseg export` wrote")
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3  # it would warn of each input that has a default
-        try:
-            self._session = runtime.InferenceSession(path.read_bytes(), options, [provider])
-            self.facts = Facts.from_texts(self._session.get_modelmeta().custom_metadata_map)
-        except OSError as error:
-            raise FileError(path, error.strerror or "cannot be read", "name another file, or mend this one") from None
-        except (KeyError, ValueError, TypeError):
-            problem = "is an ONNX file that `trailseg export` did not write"
-            raise FileError(path, problem, "export a run: trailseg export RUN out=model.onnx") from None
-        except Exception as error:  # onnxruntime has an exception of its own for everything, none of them public
-            reason = " ".join(str(error).split())[:200]
-            raise FileError(path, f"cannot be read as an ONNX file ({reason})", "export the run again") from None
-        self._inputs = {i.name for i in [*self._session.get_inputs(), *self._session.get_overridable_initializers()]}
+        self._file = _File(path, device)
+        self.facts = self._file.facts
+        if "steps" not in self._file.inputs:
+            raise FileError(path, "is one of two parts of a network", f"name the folder that holds both, {path.parent}")
 
     def answer(
         self, images: np.ndarray, *, to: Size, steps: int, tolerance: float, trail: bool, state: Any = None
@@ -57,21 +41,14 @@ class OnnxModel:
             "with_trail": np.array(trail),
         }
         if tolerance:
-            if "tolerance" not in self._inputs:
+            if "tolerance" not in self._file.inputs:
                 raise OptionError(f"steps=auto: {self.facts.name} was exported with all its steps; say how many")
             given["tolerance"] = np.array(tolerance, np.float32)
         if state is not None:
             given |= dict(zip(("hidden_before", "logits_before"), state, strict=True))
         names = ["ids", "probability", "used", "trail"] + ["hidden", "logits"] * self.facts.recalls
-        ids, probability, used, every, *left = self.run(names, given)
+        ids, probability, used, every, *left = self._file.run(names, given)
         return Answers(ids, probability, used, every if trail else None, tuple(left) or None)
-
-    def run(self, names: list[str], given: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """The outputs of these names; OptionError where what is given does not suit the file."""
-        try:
-            return self._session.run(names, given)
-        except Exception as error:  # as above
-            raise _explained(error, given) from None
 
 
 class OnnxParts:
@@ -79,7 +56,7 @@ class OnnxParts:
 
     def __init__(self, folder: Path, *, device: str = "auto") -> None:
         """As for `OnnxModel`."""
-        self._stem, self._step = (OnnxModel(folder / f"{name}.onnx", device=device) for name in ("stem", "step"))
+        self._stem, self._step = (_File(folder / f"{name}.onnx", device) for name in ("stem", "step"))
         self.facts = self._stem.facts
 
     def answer(
@@ -114,6 +91,39 @@ class OnnxParts:
             undone &= changed >= tolerance
         left = (hidden, logits) if self.facts.recalls else None
         return Answers(ids, probability, used, np.stack(every) if trail else None, left)
+
+
+class _File:
+    """A file that `trailseg export` wrote, opened in ONNX Runtime."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        runtime = _import_runtime()
+        provider = PROVIDERS.get(device)
+        if provider not in runtime.get_available_providers():
+            raise OptionError(f"device={device}: this onnxruntime has none; say device=cpu, or leave it out")
+        if not path.is_file():
+            raise FileError(path, "there is no such file", "name a file that `trailseg export` wrote")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # it would warn of each input that has a default
+        try:
+            self._session = runtime.InferenceSession(path.read_bytes(), options, [provider])
+            self.facts = Facts.from_texts(self._session.get_modelmeta().custom_metadata_map)
+        except OSError as error:
+            raise FileError(path, error.strerror or "cannot be read", "name another file, or mend this one") from None
+        except (KeyError, ValueError, TypeError):
+            problem = "is an ONNX file that `trailseg export` did not write"
+            raise FileError(path, problem, "export a run: trailseg export RUN out=model.onnx") from None
+        except Exception as error:  # onnxruntime has an exception of its own for everything, none of them public
+            reason = " ".join(str(error).split())[:200]
+            raise FileError(path, f"cannot be read as an ONNX file ({reason})", "export the run again") from None
+        self.inputs = {i.name for i in [*self._session.get_inputs(), *self._session.get_overridable_initializers()]}
+
+    def run(self, names: list[str], given: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs of these names; OptionError where what is given does not suit the file."""
+        try:
+            return self._session.run(names, given)
+        except Exception as error:  # as above
+            raise _explained(error, given) from None
 
 
 def _explained(error: Exception, given: dict[str, np.ndarray]) -> Exception:

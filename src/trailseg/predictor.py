@@ -102,7 +102,8 @@ class Predictor:
         if before is not None and before.state is None:
             raise OptionError(
                 f"warm_start: {self.facts.network} does not look at the picture again after its first step, so it "
-                "would answer the first frame for ever; take a network of one or two cores that copies its context"
+                "would answer the first frame for ever, or it was exported without warm_start=true; take a network of "
+                "one or two cores that copies its context"
             )
         return self._answer([image], steps, tolerance, most_steps, trail, before.state if before else None)[0]
 
