@@ -152,7 +152,7 @@ def build_page(predictor: Predictor) -> "gradio.Blocks":
     with gr.Blocks(title=f"{facts.name} · trailseg", analytics_enabled=False, delete_cache=(600, 600)) as page:
         gr.HTML(
             f'<div class="head"><h1>{escape(facts.name)}</h1><p>{facts.parameters / 1e6:.2f} M parameters, '
-            f"trained on {escape(facts.data)}</p></div>"
+            f"trained on {escape(facts.data)}; {escape(facts.licence)}</p></div>"
         )
         sentence = gr.HTML(elem_classes="sentence")
         shown = gr.HTML(answer_html(predictor, samples[0], "Sample 1"), js_on_load=_FOLLOW, elem_id="answer")

@@ -46,6 +46,8 @@ def export(options: ExportOptions) -> Exported:
     pixels: then nothing is left behind. OptionError where the network cannot be exported so, or onnx is missing.
     """
     try:
+        import onnxscript  # noqa: F401 - which PyTorch needs for it
+
         from trailseg.onnx_graph import parts, repeats, whole
     except ImportError:
         raise OptionError("exporting needs onnx and onnxscript: pip install 'trailseg[export]'") from None

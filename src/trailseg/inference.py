@@ -139,5 +139,6 @@ def facts_of(run: Run) -> Facts:
         parameters=config["network"]["parameters"],
         macs_stem=config["network"]["macs_stem"],
         macs_step=config["network"]["macs_step"],
-        data=TERMS[options.data],
+        data=TERMS[options.data][0],
+        licence=TERMS[options.data][1],
     )

@@ -40,7 +40,9 @@ class Facts:
     macs_step: int
     """Of a further step."""
     data: str
-    """The data set that it was trained on, and on whose terms its weights can be used."""
+    """What it was trained on."""
+    licence: str
+    """Of the weights, which that of the data decides."""
 
     def to_texts(self) -> dict[str, str]:
         """The facts as an exported file keeps them: names to JSON."""

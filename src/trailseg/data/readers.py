@@ -12,12 +12,12 @@ from trailseg.data.own import own
 from trailseg.errors import FileError, OptionError, require
 from trailseg.labels import CAMVID, TAS500_COARSE, TAS500_FINE, LabelSet
 
-# On whose terms weights can be used that were trained on a data set.
+# What weights were trained on, and the licence that this puts on them.
 TERMS = {
-    "tas500": "TAS500 v1.1 (Metzger et al., 2020), CC BY-NC-SA 3.0: not for commercial use",
-    "camvid": "CamVid (Brostow et al., 2008), CC BY-NC 4.0: for research, not for commercial use",
-    "folder": "data of the user's own",
-    "procedural": "procedural scenes of trailseg, Apache-2.0",
+    "tas500": ("TAS500 v1.1 (Metzger et al., 2020)", "CC BY-NC-SA 3.0: not for commercial use"),
+    "camvid": ("CamVid (Brostow et al., 2008)", "CC BY-NC 4.0: for research, not for commercial use"),
+    "folder": ("data of the user's own", "the user's own"),
+    "procedural": ("procedural scenes of trailseg", "Apache-2.0"),
 }
 
 # Pictures of TAS500 whose labels are broken (docs/data.md).
