@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from trailseg.inference import changed_share, refine
+from trailseg.inference import changed_share, classify, refine
 from trailseg.networks.build import build
 
 STEPS = 6
@@ -150,3 +150,20 @@ def test_the_changed_share_by_hand():
     after[1, :, 0, 0] = torch.tensor([1.0, 0.0])  # of the second picture the first of four pixels
     after[0, 1, 0, 2] = 7.0  # another number, the same class
     assert changed_share(before, after).tolist() == [0, 0.25]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 9])
+def test_classify_is_the_softmax_of_the_resized_logits_class_by_class(classes):
+    net = network()
+    logits = 4 * torch.randn((3, classes, 9, 16), generator=torch.Generator().manual_seed(2))
+    logits[0, :, 0] = 1  # of equal ones the first is chosen
+    for to in ((17, 31), (40, 50), (1, 1)):
+        ids, probability = classify(net, logits, (17, 31), to)
+        sized = net.upsample(logits, (17, 31), to)
+        assert (ids.dtype, probability.dtype) == (torch.uint8, torch.float32)
+        assert torch.equal(ids.long(), sized.argmax(1))
+        torch.testing.assert_close(probability, sized.softmax(1).amax(1), rtol=1e-5, atol=1e-6)
+    steep = torch.tensor([1e4, -1e4, 0.0]).view(1, 3, 1, 1).expand(1, 3, 9, 16)
+    ids, probability = classify(net, steep, (17, 31), (17, 31))
+    assert not ids.any()
+    assert (probability == 1).all()

@@ -72,3 +72,37 @@ def test_a_perfect_prediction_costs_nothing_and_a_wrong_one_more_than_a_guess():
     right = 40.0 * torch.nn.functional.one_hot(labels.long(), 3).movedim(-1, 1)[:, None]
     assert loss_of(right, labels).item() == pytest.approx(0, abs=1e-4)
     assert loss_of(-right, labels) > loss_of(0 * right, labels) > 1
+
+
+def test_gamma_by_hand():
+    """One pixel, two classes, three steps that give the right class 1/2, 3/4 and 7/8."""
+    odds = torch.tensor([0.0, math.log(3), math.log(7)])
+    logits = torch.stack([torch.zeros(3), odds], 1).view(1, 3, 2, 1, 1)
+    labels = torch.ones(1, 1, 1, dtype=torch.uint8)
+    entropies = [math.log(2), math.log(4 / 3), math.log(8 / 7)]
+    dices = [1 - (1 / (q + 1) + (2 * p + 1) / (p + 2)) / 2 for p, q in ((1 / 2, 1 / 2), (3 / 4, 1 / 4), (7 / 8, 1 / 8))]
+    for gamma, weights in ((1, (1, 1, 1)), (0.8, (0.64, 0.8, 1)), (0.5, (0.25, 0.5, 1)), (0, (0, 0, 1))):
+        sums, counts = StepLoss(dice=2, gamma=gamma)(logits, labels)
+        entropy, dice = (
+            sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights)
+            for values in (entropies, dices)
+        )
+        assert sums.tolist() == pytest.approx([entropy, 2 * dice], rel=1e-5)
+        assert counts.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("gamma", [0, 0.7, 1])
+def test_gamma_weighs_whole_steps_and_their_gradients(gamma):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, 6, requires_grad=True)
+    labels = torch.randint(0, 4, (2, 5, 6), dtype=torch.uint8)
+    labels[0, :2] = IGNORE
+    sums, counts = StepLoss(dice=0.5, gamma=gamma)(logits, labels)
+    steps = [StepLoss(dice=0.5, gamma=1)(logits[:, s : s + 1], labels) for s in range(3)]
+    weights = [gamma**2, gamma, 1]
+    expected = sum(w * one[0] for w, one in zip(weights, steps, strict=True)) / sum(weights)
+    torch.testing.assert_close(sums, expected)
+    assert all(torch.equal(counts, one[1]) for one in steps)
+    mine, theirs = (torch.autograd.grad(x.sum(), logits, retain_graph=True)[0] for x in (sums, expected))
+    torch.testing.assert_close(mine, theirs)
+    assert [bool(mine[:, s].any()) for s in range(3)] == [gamma > 0, gamma > 0, True]

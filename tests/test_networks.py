@@ -92,11 +92,47 @@ def test_one_or_two_cores_take_any_number_of_steps(name):
     assert trail.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["iterative-v1", "iterative-v4", "iterative-v5", "iterative-v6", "2-own-residual"])
+@pytest.mark.parametrize("prefix", [1, 3])
+def test_after_a_prefix_come_the_later_logits_of_a_longer_run(name, prefix):
+    network, image = make(name), picture(2, 3, 17, 23)
+    assert torch.equal(network(image, 2, prefix), network(image, prefix + 2)[:, prefix:])
+    assert network(image, 2, 0).shape == network(image, 2, prefix).shape == (2, 2, 5, 9, 12)
+
+
+@pytest.mark.parametrize("name", ["iterative-v1", "iterative-v4", "iterative-v5", "iterative-v6"])
+def test_no_gradient_flows_through_the_prefix(name):
+    """The gradients are those of steps that begin at a state which is a constant."""
+    network, image, prefix = make(name).double(), picture(2, 3, 16, 24, dtype=torch.float64), 2
+    (network(image, 2, prefix) ** 2).sum().backward()
+    got = {n: p.grad for n, p in network.named_parameters()}
+    network.zero_grad(set_to_none=True)
+    context = network.begin(image)
+    with torch.no_grad():
+        state = network.step(1, context, network.step(0, context, None))
+    loss = 0
+    for t in (prefix, prefix + 1):
+        state = network.step(t, context, state)
+        loss = loss + (state.logits**2).sum()
+    loss.backward()
+    for n, p in network.named_parameters():
+        assert (got[n] is None) == (p.grad is None), n
+        assert p.grad is None or torch.equal(got[n], p.grad), n
+    heard = {n for n, grad in got.items() if grad is not None and grad.any()}
+    assert any(n.startswith("stem.") for n in heard) == (name in ("iterative-v1", "iterative-v4"))  # by the fuse alone
+    assert any(n.startswith("cores.0.") for n in heard) == (len(network.cores) == 1)
+    network.zero_grad(set_to_none=True)
+    (network(image, prefix + 2)[:, prefix:] ** 2).sum().backward()
+    assert any(not torch.equal(got[n], p.grad) for n, p in network.named_parameters() if got[n] is not None)
+
+
 @pytest.mark.parametrize("name", ["hourglass", "res-hourglass-iter-ex", "single"])
 def test_more_steps_than_cores_are_refused(name):
     network = make(name)
     with pytest.raises(OptionError, match=f"at most {network.max_steps}"):
         network(picture(1, 3, 16, 24), network.max_steps + 1)
+    with pytest.raises(OptionError, match=f"steps={network.max_steps + 1}: .* at most {network.max_steps}"):
+        network(picture(1, 3, 16, 24), network.max_steps, 1)
     with pytest.raises(OptionError, match="at least one"):
         network(picture(1, 3, 16, 24), 0)
 

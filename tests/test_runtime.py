@@ -29,10 +29,11 @@ HIDE = """
 import sys
 from importlib.machinery import PathFinder
 hidden = sys.argv.pop(1).split(",")
-class Hiding:
-    def find_spec(self, name, path=None, target=None):
+class Hiding(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         return None if name.partition(".")[0] in hidden else PathFinder.find_spec(name, path, target)
-sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding()
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
 """
 PROGRAM = "from trailseg.cli import main\nmain()\n"
 ANSWER = """

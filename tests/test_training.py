@@ -23,7 +23,7 @@ from trailseg.errors import FileError, OptionError
 from trailseg.evaluation import evaluate, evaluate_run
 from trailseg.losses import StepLoss
 from trailseg.runs import Run, build_network
-from trailseg.training import learning_rate
+from trailseg.training import draw_steps, learning_rate
 
 TINY = TrainOptions(
     network="iterative-v4", stem="x2", channels=4, depth=1, steps=2, size=Size(16, 24), pictures=7, epochs=3, batch=3,
@@ -67,7 +67,14 @@ def test_a_run_repeated_ends_the_same_to_the_bit(tmp_path):
     assert other.checkpoint("last").read_bytes() != one.checkpoint("last").read_bytes()
 
 
-@pytest.mark.parametrize("options", [{}, {"lr": 0.05, "augment": "none"}])  # the second is best after its first epoch
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lr": 0.05, "augment": "none"},  # is best after its first epoch
+        {"steps": 4, "fewest_steps": 1, "prefix": 3, "gamma": 0.8},
+    ],
+)
 def test_a_run_cut_after_any_epoch_and_resumed_ends_the_same_to_the_bit(tmp_path, monkeypatch, options):
     whole = train(tmp_path / "whole", **options)
     for cut in (1, 2):
@@ -209,6 +216,110 @@ def test_the_logged_loss_is_that_of_the_augmented_pictures(tmp_path, dice):
             sums, counts = StepLoss(dice=dice, gamma=1)(network(images, 2), memory.labels_at_scale(labels, 2))
             total += float((sums / counts).sum()) * len(places)
         assert run.log()[epoch - 1]["loss"] == pytest.approx(total / 7, rel=1e-5)
+
+
+VARIED = replace(TINY, steps=5, fewest_steps=2, prefix=3, gamma=0.7, batch=1)
+
+
+def test_every_batch_draws_its_own_steps_and_half_of_them_a_prefix():
+    drawn = [draw_steps(VARIED, most=5, epoch=e, number=n) for e in range(1, 21) for n in range(20)]
+    prefixes, steps = zip(*drawn, strict=True)
+    assert set(steps) == {2, 3, 4, 5}
+    assert set(prefixes) == {0, 1, 2, 3}
+    assert all(steps.count(s) == pytest.approx(100, abs=35) for s in set(steps))
+    assert prefixes.count(0) == pytest.approx(200, abs=40)
+    assert all(prefixes.count(p) == pytest.approx(400 / 6, abs=30) for p in (1, 2, 3))
+    assert drawn == [draw_steps(VARIED, most=5, epoch=e, number=n) for e in range(1, 21) for n in range(20)]
+    other = replace(VARIED, seed=1)
+    assert drawn != [draw_steps(other, most=5, epoch=e, number=n) for e in range(1, 21) for n in range(20)]
+    assert drawn[:20] != drawn[20:40]  # another epoch
+    # A network that takes fewer steps, and the original's: always the same.
+    assert {draw_steps(VARIED, most=1, epoch=1, number=n)[1] for n in range(20)} == {1}
+    assert {draw_steps(VARIED, most=2, epoch=1, number=n)[1] for n in range(20)} == {2}
+    assert {draw_steps(TINY, most=2, epoch=1, number=n) for n in range(20)} == {(0, 2)}
+    fixed = replace(VARIED, fewest_steps=None)
+    assert {draw_steps(fixed, most=5, epoch=1, number=n)[1] for n in range(20)} == {5}
+
+
+def test_the_steps_are_drawn_apart_from_the_augmentation_and_change_nothing_in_it(tmp_path, monkeypatch):
+    seen = {}
+    for name, options in (("varied", VARIED), ("plain", replace(VARIED, fewest_steps=None, prefix=0))):
+        apply, kept = augment.apply, []
+
+        def watched(images, labels, drawn, apply=apply, kept=kept):
+            images, labels = apply(images, labels, drawn)
+            kept.append((images.clone(), labels.clone()))
+            return images, labels
+
+        with monkeypatch.context() as patch:
+            patch.setattr(augment, "apply", watched)
+            study_of(replace(options, augment="drive", epochs=1), tmp_path / name)
+        seen[name] = kept
+    assert len(seen["varied"]) == len(seen["plain"]) == 7
+    for one, other in zip(seen["varied"], seen["plain"], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_the_logged_loss_is_that_of_the_drawn_steps(tmp_path, batch):
+    options = replace(VARIED, lr=1e-20, augment="none", epochs=2, batch=batch)
+    run = study_of(options, tmp_path / "run")
+    pictures = memory.decode(experiment.check(options).split("train"), options.size)
+    network = run.network().requires_grad_(False)
+    used = []
+    for epoch in (1, 2):
+        order, total = memory.epoch_order(7, seed=options.seed, epoch=epoch), 0.0
+        for number, first in enumerate(range(0, 7, batch)):
+            where = order[first : first + batch]
+            prefix, steps = draw_steps(options, most=5, epoch=epoch, number=number)
+            used.append((prefix, steps))
+            trail = network(pictures.images[where] / 255, prefix + steps)[:, prefix:]
+            labels = memory.labels_at_scale(pictures.labels[where], 2)
+            sums, counts = StepLoss(dice=1, gamma=0.7)(trail, labels)
+            total += float((sums / counts).sum()) * len(where)
+        assert run.log()[epoch - 1]["loss"] == pytest.approx(total / 7, rel=1e-5)
+    assert len(set(used)) > 3
+    assert [len(record["val"]["steps"]) for record in run.log()] == [5, 5]  # it is measured at all steps
+
+
+def test_two_processes_draw_the_same_steps_as_one(tmp_path):
+    """Two cores and a prefix: in some batches the first core gets no gradient."""
+    options = {"network": "iterative-v1", "steps": 3, "fewest_steps": 1, "prefix": 2, "gamma": 0.8, "pictures": 6}
+    options |= {"epochs": 1, "batch": 2, "depth": 1}
+    subprocess.run(words(tmp_path / "two", devices=2, size="16,24", **options), check=True, env=ONE_THREAD)
+    one, two = train(tmp_path / "one", channels=8, **options), Run.open(tmp_path / "two")
+    assert one.differences(two.options) == []
+    drawn = [draw_steps(one.options, most=3, epoch=1, number=number) for number in range(3)]
+    assert len({steps for _, steps in drawn}) > 1
+    assert {prefix > 0 for prefix, _ in drawn} == {True, False}
+    assert two.log()[0]["loss"] == pytest.approx(one.log()[0]["loss"], rel=1e-5)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"gamma": -0.1}, "gamma=-0.1: take at least 0"),
+        ({"gamma": 1.1}, "gamma=1.1: take at most 1"),
+        ({"gamma": float("nan")}, "gamma=nan: take"),
+        ({"prefix": -1}, "prefix=-1: take at least 0"),
+        ({"prefix": 257}, "prefix=257: take at most 256"),
+        ({"fewest_steps": 0}, "fewest_steps=0: take at least 1"),
+        ({"fewest_steps": 3}, "fewest_steps=3: take at most 2"),
+    ],
+)
+def test_wrong_numbers_of_steps_are_told(options, problem):
+    with pytest.raises(OptionError) as error:
+        replace(TINY, **options)
+    assert str(error.value).startswith(problem)
+
+
+@pytest.mark.parametrize("network", ["hourglass", "single"])
+def test_a_prefix_needs_a_network_that_takes_further_steps(tmp_path, network):
+    with pytest.raises(OptionError, match=f"prefix=1: {network} takes no further steps; it needs 1 or 2 cores"):
+        train(tmp_path / "run", network=network, prefix=1)
+    assert not (tmp_path / "run").exists()
 
 
 def study_of(options, folder):

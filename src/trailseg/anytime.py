@@ -12,7 +12,7 @@ from trailseg.inference import facts_of
 from trailseg.runs import Run
 from trailseg.writing import write_whole
 
-TOLERANCES = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1)
+TOLERANCES = (0.002, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.025, 0.03, 0.04, 0.05, 0.1)
 """Shares of the pixels below whose change an answer ends, as they are tried."""
 
 

@@ -121,12 +121,14 @@ def evaluate(given: Given) -> int:
     from trailseg.evaluation import evaluate_run
 
     measured = evaluate_run(Run.open(options.run), options)
+    first = options.steps.first if options.steps else 1
+    for scale in (measured, measured["at_stem_scale"]):
+        scale["steps"] = scale["steps"][first - 1 :]
     if options.json:
         print(json.dumps({key: value for key, value in measured.items() if key != "confusion"}, indent=1))
         return 0
     print(f"{options.run}, {options.split}: {measured['images']} pictures, full size, in %\n")
-    first = options.steps.first if options.steps else 1
-    steps = list(zip(measured["steps"], measured["at_stem_scale"]["steps"], strict=True))[first - 1 :]
+    steps = list(zip(measured["steps"], measured["at_stem_scale"]["steps"], strict=True))
     heads = ["step", "pixel accuracy", "mIoU", "mIoU at stem", *measured["steps"][0]["iou"]]
     shares = [[full["pixel_accuracy"], full["miou"], stem["miou"], *full["iou"].values()] for full, stem in steps]
     rows = [[i, *("-" if s is None else f"{100 * s:.2f}" for s in row)] for i, row in enumerate(shares, first)]

@@ -100,7 +100,7 @@ class TrainOptions(DataOptions, NetworkOptions):
     fewest_steps: int | None = None
     """Fewest steps of a batch: each draws its number from there to `steps` (default and original: always `steps`)."""
     prefix: int = 0
-    """Most steps before those, without gradient and loss: half of the batches draw their number from 1 to there."""
+    """Most steps before those, without gradient and loss: each batch draws their number from 0 to there."""
     augment: str = "drive"
     """Augmentation: none, seed (the original's flips and rotations by 15 and 30 degrees) or drive (forward views)."""
     seed: int = 0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +35,8 @@ class Stop(NamedTuple):
         >>> Stop(most_steps=4, tolerance=0.1).step([0.3, 0.05, 0.2])
         3
         """
-        settled = (step for step, share in enumerate(changed[: self.most_steps - 1], 2) if share < self.tolerance)
+        tolerance = float(np.float32(self.tolerance))  # as `refine` compares: equal shares are equal
+        settled = (step for step, share in enumerate(changed[: self.most_steps - 1], 2) if share < tolerance)
         return next(settled, self.most_steps)
 
 

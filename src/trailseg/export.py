@@ -1,6 +1,7 @@
 """Exporting a trained network to ONNX, and holding the file against PyTorch before it is kept."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,7 +90,8 @@ def export(options: ExportOptions) -> Exported:
             raise FileError(out, problem, "tell us of this run: https://github.com/trailseg/trailseg/issues")
     except BaseException:
         for file in files:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
         raise
     return Exported(files, checks)
 

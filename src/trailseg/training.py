@@ -170,12 +170,11 @@ def draw_steps(options: TrainOptions, *, most: int, epoch: int, number: int) -> 
     """The steps of an epoch's batch by its number from 0: those without gradient, then those with.
 
     Random numbers of steps with such a prefix are from Bansal et al., "End-to-end algorithm synthesis with recurrent
-    networks", 2022, section 3.2; that only half of the batches have one keeps the first steps good (docs/log.md).
+    networks", 2022, section 3.2.
     """
     generator = np.random.default_rng([options.seed, epoch, number, 1])  # the 1 tells it from those of augmentation
     fewest = most if options.fewest_steps is None else min(options.fewest_steps, most)
-    steps, prefixed = int(generator.integers(fewest, most + 1)), generator.random() < 0.5
-    return int(generator.integers(1, options.prefix + 1)) if options.prefix and prefixed else 0, steps
+    return int(generator.integers(options.prefix + 1)), int(generator.integers(fewest, most + 1))
 
 
 def learning_rate(options: TrainOptions, epoch: int) -> float:
