@@ -20,12 +20,12 @@ def measure(run: Run, options: EvaluateOptions) -> dict[str, Any]:
     """`evaluation.evaluate` of the steps that are asked for, with the cost of each, and of stopping by itself.
 
     To each step and each entry of `auto` come macs (of one picture at the network's size) and ms (of one picture on
-    this machine: to the first answer, and per further step); to `auto`, once with no more than the trained steps and
-    once with all of those that are asked for, also saved_core_macs, the share of the steps that were not taken.
+    this machine: to the first answer, and per further step); to `auto`, with no more than the trained steps, with twice
+    as many and with all that are asked for, also saved_core_macs, the share of those steps that were not taken.
     """
     trained = facts_of(run).trained_steps
     most = options.steps.last if options.steps else trained
-    limits = sorted({min(trained, most), most})
+    limits = sorted({min(trained, most), min(2 * trained, most), most})
     stops = [Stop(limit, tolerance) for limit in limits if limit > 1 for tolerance in TOLERANCES]
     found = evaluate_run(run, options, stops)
     precision = options.precision or run.options.precision
