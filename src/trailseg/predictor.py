@@ -20,6 +20,7 @@ from trailseg.data.pictures import MAX_PIXELS, PICTURE_SUFFIXES, as_rgb, read_im
 from trailseg.errors import FileError, OptionError
 from trailseg.labels import make_palette
 from trailseg.model import Facts, Model
+from trailseg.video import VideoReader
 
 Picture = str | Path | Image.Image | np.ndarray
 """A picture file, a PIL image, or (H, W, 3) uint8 RGB."""
@@ -70,10 +71,10 @@ class Predictor:
         device: str = "auto",
         precision: str = "32",
         checkpoint: str = "last",
-        size: Size | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
         self._model = _open(Path(model), device=device, precision=precision, checkpoint=checkpoint)
-        self.size = size or self._model.facts.size
+        self.size = Size(*size) if size else self._model.facts.size
 
     @property
     def facts(self) -> Facts:
@@ -99,12 +100,8 @@ class Predictor:
         before: the answer to the frame before in a video, whose state the network then goes on from.
         """
         image = _image(picture)
-        if before is not None and before.state is None:
-            raise OptionError(
-                f"warm_start: {self.facts.network} does not look at the picture again after its first step, so it "
-                "would answer the first frame for ever, or it was exported without warm_start=true; take a network of "
-                "one or two cores that copies its context"
-            )
+        if before is not None:
+            self.check_warm_start()
         return self._answer([image], steps, tolerance, most_steps, trail, before.state if before else None)[0]
 
     def batch(
@@ -143,15 +140,29 @@ class Predictor:
             for file, image in images.items():
                 yield file, image if isinstance(image, FileError) else answers[file]
 
-    def video(self, frames: Iterable[np.ndarray], *, warm_start: bool = False, **options: Any) -> Iterator[Answer]:
-        """The answer to each frame (H, W, 3) uint8 RGB, such as `video.read_frames` gives them.
+    def video(
+        self, frames: str | Path | Iterable[np.ndarray], *, warm_start: bool = False, **options: Any
+    ) -> Iterator[Answer]:
+        """The answer to each frame of a video file (needs the extra `video`), or to each array (H, W, 3) uint8 RGB.
 
         warm_start: whether each frame goes on from the state that the one before it left. `options` as in a call.
+        FileError where the file is no video, and after the last whole frame of one that breaks off.
         """
+        if warm_start:
+            self.check_warm_start()
         before = None
-        for frame in frames:
+        for frame in VideoReader(Path(frames)) if isinstance(frames, str | Path) else frames:
             before = self(frame, before=before if warm_start else None, **options)
             yield before
+
+    def check_warm_start(self) -> None:
+        """OptionError where the network cannot go on from the state of another frame."""
+        if not self.facts.recalls:
+            raise OptionError(
+                f"warm_start: {self.facts.network} does not look at the picture again after its first step, so it "
+                "would answer the first frame for ever, or it was exported without warm_start=true; take a network of "
+                "one or two cores that copies its context"
+            )
 
     def _answer(
         self,
@@ -232,6 +243,8 @@ def _open(path: Path, *, device: str, precision: str, checkpoint: str) -> Model:
 
         if precision != "32":
             raise OptionError(f"precision={precision}: an exported file computes in 32 bits; leave it out")
+        if checkpoint != "last":
+            raise OptionError(f"checkpoint={checkpoint}: an exported file holds one; choose it when you export")
         return OnnxParts(path, device=device) if path.is_dir() else OnnxModel(path, device=device)
     from trailseg.inference import TorchModel
     from trailseg.runs import Run
