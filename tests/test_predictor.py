@@ -507,4 +507,4 @@ def test_the_steps_of_a_video_are_the_mean_of_its_frames(
     tolerance, expected = splitting(runs["iterative-v4"], list(VideoReader(video)))
     auto = ["steps=auto", f"tolerance={tolerance}", f"most_steps={MOST}"]
     assert predict(runs["iterative-v4"], video, f"out={tmp_path / 'out'}", *auto) == 0
-    assert capsys.readouterr().out.endswith(f"drive_overlay.mp4  after {np.mean(expected):g} steps\n")
+    assert capsys.readouterr().out.endswith(f"drive_overlay.mp4  after {np.mean(expected):.3g} steps\n")
