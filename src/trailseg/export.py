@@ -87,7 +87,7 @@ def export(options: ExportOptions) -> Exported:
                 f"differs from PyTorch on {100 * worst.ids:.2f} % of the pixels at {height} x {width} after "
                 f"{worst.steps} steps, and was removed"
             )
-            raise FileError(out, problem, "tell us of this run: https://github.com/trailseg/trailseg/issues")
+            raise FileError(out, problem, "report it with the run's config.yaml: this is a fault of trailseg")
     except BaseException:
         for file in files:
             with suppress(OSError):

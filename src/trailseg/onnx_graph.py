@@ -295,7 +295,7 @@ class _Graph:
         self.initializers: dict[str, TensorProto] = {}
         self._exported: dict[
             Callable[..., Any], GraphProto
-        ] = {}  # exporting takes seconds, and a step stands in two places
+        ] = {}  # it takes seconds, and a step may stand in two places
         for name, value in {**_CONSTANTS, "scale": [network.scale], "scale_less_one": [network.scale - 1]}.items():
             self.constant(name, value)
 
