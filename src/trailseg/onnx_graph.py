@@ -293,9 +293,8 @@ class _Graph:
     def __init__(self, network: Recurrence, size: tuple[int, int]) -> None:
         self.network, self.size = network, size
         self.initializers: dict[str, TensorProto] = {}
-        self._exported: dict[
-            Callable[..., Any], GraphProto
-        ] = {}  # it takes seconds, and a step may stand in two places
+        # Exporting takes seconds, and a step may stand in two places.
+        self._exported: dict[Callable[..., Any], GraphProto] = {}
         for name, value in {**_CONSTANTS, "scale": [network.scale], "scale_less_one": [network.scale - 1]}.items():
             self.constant(name, value)
 
