@@ -508,3 +508,11 @@ def test_the_steps_of_a_video_are_the_mean_of_its_frames(
     auto = ["steps=auto", f"tolerance={tolerance}", f"most_steps={MOST}"]
     assert predict(runs["iterative-v4"], video, f"out={tmp_path / 'out'}", *auto) == 0
     assert capsys.readouterr().out.endswith(f"drive_overlay.mp4  after {np.mean(expected):.3g} steps\n")
+
+
+def test_an_answer_that_is_not_finite_is_told_and_never_class_0(runs: dict[str, Path]):
+    broken = Predictor(runs["iterative-v4"])
+    with torch.no_grad():
+        broken._model.network.head.bias[1] = float("nan")  # type: ignore[attr-defined]
+    with pytest.raises(FileError, match="gives an answer that is not finite; train anew"):
+        broken(GIVEN[0], steps=1)

@@ -73,7 +73,8 @@ class Predictor:
         checkpoint: str = "last",
         size: tuple[int, int] | None = None,
     ) -> None:
-        self._model = _open(Path(model), device=device, precision=precision, checkpoint=checkpoint)
+        self._path = Path(model)
+        self._model = _open(self._path, device=device, precision=precision, checkpoint=checkpoint)
         self.size = Size(*size) if size else self._model.facts.size
 
     @property
@@ -180,6 +181,8 @@ class Predictor:
         small = np.stack([_resized(image, self.size) for image in images])
         given = self._model.answer(small, to=full, steps=count, tolerance=share, trail=trail, state=state)
         seconds = (time.perf_counter() - started) / len(images)
+        if not np.isfinite(given.probability).all():
+            raise FileError(self._path, "gives an answer that is not finite", "train anew with a smaller lr")
         return [
             Answer(
                 picture=images[place],
