@@ -74,7 +74,12 @@ def test_the_committed_runs_are_those_of_the_committed_study(results):
         assert [k for k, v in options.items() if k not in ("root", "device") and v != wanted[k]] == []
 
 
-TOLERANCE = {"iterative-v4": 0.0175, "iterative-v4-anytime": 0.0175, "iterative-v3-anytime": 0.025}  # chosen on val
+TOLERANCE = {  # chosen on val
+    "iterative-v4": 0.0175,
+    "iterative-v4-anytime": 0.0175,
+    "iterative-v3-anytime": 0.025,
+    "iterative-v2-anytime": 0.03,
+}
 
 
 def anytime():
@@ -120,7 +125,7 @@ def test_the_docs_say_what_the_committed_measurements_of_any_number_of_steps_say
     check_block(README, "anytime", "\n".join(sentences))
 
 
-@pytest.mark.parametrize("name", ["iterative-v4-anytime", "iterative-v3-anytime"])
+@pytest.mark.parametrize("name", ["iterative-v3-anytime", "iterative-v2-anytime"])
 def test_training_for_any_number_of_steps_keeps_its_promise(name):
     """Over the seeds: twice the steps lose at most 0.2 points, and `auto` saves 45 % of the core for at most 0.2."""
     seeds = anytime()[name].values()
