@@ -15,7 +15,7 @@ from trailseg.config import EvaluateOptions
 from trailseg.data.memory import Memory, decode, labels_at_scale
 from trailseg.data.readers import open_data
 from trailseg.errors import FileError
-from trailseg.inference import changed_share
+from trailseg.inference import changed_share, classify
 from trailseg.labels import IGNORE
 from trailseg.metrics import confusion_matrix, measures, measures_per_step
 from trailseg.networks.recurrence import Recurrence
@@ -82,8 +82,8 @@ def evaluate(
         size = (images.shape[2], images.shape[3])
         for position, trail, truth in zip(where.tolist(), logits, truths, strict=True):
             whole = torch.from_numpy(memory.truths[position]).to(device)
-            sized = network.upsample(trail, size, (whole.shape[0], whole.shape[1]))
-            matrices = torch.stack([confusion_matrix(one.argmax(0), whole, k) for one in sized])
+            ids, _ = classify(network, trail, size, (whole.shape[0], whole.shape[1]))
+            matrices = torch.stack([confusion_matrix(one, whole, k) for one in ids])
             full += matrices
             small += torch.stack([confusion_matrix(one.argmax(0), truth, k) for one in trail])
             changed = changed_share(trail[:-1], trail[1:]).tolist() if stops else []

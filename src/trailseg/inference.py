@@ -63,7 +63,7 @@ def changed_share(before: Tensor, after: Tensor) -> Tensor:
     return (before.argmax(1) != after.argmax(1)).float().mean((1, 2))
 
 
-def classify(network: Recurrence, logits: Tensor, size: Size, to: Size) -> tuple[Tensor, Tensor]:
+def classify(network: Recurrence, logits: Tensor, size: tuple[int, int], to: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Class ids (B, *to) uint8 and their probability (B, *to) float32 of logits (B, K, h, w) for pictures of `size`.
 
     It upsamples class by class, so that memory does not grow with the classes; on a CPU that is also faster.
