@@ -15,6 +15,8 @@ from trailseg.writing import write_whole
 TOLERANCES = (0.002, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.025, 0.03, 0.04, 0.05, 0.1)
 """Shares of the pixels below whose change an answer ends, as they are tried."""
 
+COLOURS = ("#e69f00", "#0072b2", "#009e73")  # of the limits of `auto`: Okabe and Ito's, told apart by all readers
+
 
 def measure(run: Run, options: EvaluateOptions) -> dict[str, Any]:
     """`evaluation.evaluate` of the steps that are asked for, with the cost of each, and of stopping by itself.
@@ -93,7 +95,7 @@ def plot(measured: dict[str, Any]) -> bytes:
                     color="#444",
                     label="a fixed number of steps",
                 )
-                for limit, colour in zip(limits, ("#d95f02", "#1b9e77"), strict=False):
+                for limit, colour in zip(limits, COLOURS, strict=False):
                     auto = [stop for stop in measured["auto"] if stop["most_steps"] == limit]
                     axes.plot(
                         [unit * s[of_stop] for s in auto],
