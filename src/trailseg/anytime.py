@@ -108,7 +108,7 @@ def plot(measured: dict[str, Any]) -> bytes:
                 if measure_ != "miou":
                     axes.set_xlabel(cost)
         handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=3)
+        figure.legend(handles, labels, loc="outside upper center", ncols=4)
         image = BytesIO()
         figure.savefig(image, format="png", dpi=130)
     return image.getvalue()
