@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -327,3 +328,28 @@ def test_two_pages_at_once_keep_their_own_pictures(page, address):
     page.driver.close()
     page.driver.switch_to.window(first)
     assert page.name() == "Sample 2"
+
+
+def test_the_command_opens_the_page_until_it_is_interrupted(predictor):
+    need(find_spec("gradio"), "Gradio is missing")
+    words = [sys.executable, "-m", "trailseg", "app", str(predictor._path), "device=cpu"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        address = re.search(r"http://127\.0\.0\.1:\d+/", line)
+        assert address, line + process.stderr.read()
+        with urllib.request.urlopen(address[0], timeout=30) as page:
+            assert page.status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+
+
+def test_a_file_that_cannot_stop_by_itself_has_no_mark_for_it(predictor, image):
+    def fixed(picture, *, steps, **options):
+        if steps == "auto":
+            raise OptionError("steps=auto: was exported with all its steps")
+        return predictor(picture, steps=steps, **options)
+
+    with_mark = app.answer_html(predictor, image, "a")
+    fixed.facts = predictor.facts
+    without = app.answer_html(fixed, image, "a")
+    assert with_mark.count("<b>auto</b>") == without.count("<b>auto</b>") + 1

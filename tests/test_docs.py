@@ -78,7 +78,7 @@ TOLERANCE = {  # chosen on val
     "iterative-v4": 0.0175,
     "iterative-v4-anytime": 0.0175,
     "iterative-v3-anytime": 0.02,
-    "iterative-v2-anytime": 0.03,
+    "iterative-v2-anytime": 0.015,
 }
 
 
