@@ -62,6 +62,11 @@ def test_the_committed_table_is_that_of_the_committed_logs(results):
         assert (committed / name).read_text() == (report.markdown.parent / name).read_text()
 
 
+def test_the_committed_page_shows_no_picture_of_the_data_set(results):
+    committed, _ = results
+    assert "<h3>Examples" not in (committed / "report.html").read_text()
+
+
 def test_the_committed_runs_are_those_of_the_committed_study(results):
     committed, _ = results
     study = committed / "study.yaml"
