@@ -16,6 +16,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from small import train
 
 from trailseg import Predictor, onnx_graph
 from trailseg import export as exporting
@@ -31,16 +32,6 @@ from trailseg.runs import Run
 from trailseg.writing import write_whole
 
 SIZES = [Size(32, 48), Size(33, 51), Size(7, 90), Size(1, 1), Size(3, 2)]
-
-
-def train(folder: Path, network: str, **options: object) -> Path:
-    """A run of one epoch: its steps differ, because it has hardly been trained."""
-    given = {
-        "network": network, "stem": "x2", "channels": 8, "depth": 1, "size": "32,48", "pictures": 4, "lr": 0.01,
-        "batch": 2, "epochs": 1, "augment": "none", "device": "cpu", "out": folder,
-    } | options  # fmt: skip
-    assert run(["train", *(f"{name}={value}" for name, value in given.items())]) == 0
-    return folder
 
 
 def exported(factory: pytest.TempPathFactory, network: str, norm: str = "group", **options: bool) -> tuple[Path, Path]:

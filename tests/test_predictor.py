@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image
+from small import train
 
 import trailseg
 from trailseg import Predictor, prediction, predictor
@@ -22,16 +23,6 @@ from trailseg.errors import FileError, OptionError
 from trailseg.labels import make_palette
 from trailseg.runs import Run
 from trailseg.video import VideoReader, VideoWriter
-
-
-def train(folder: Path, network: str, **options: object) -> Path:
-    """A run of one epoch: its steps differ, because it has hardly been trained."""
-    given = {
-        "network": network, "stem": "x2", "channels": 8, "depth": 1, "size": "32,48", "pictures": 4, "lr": 0.01,
-        "batch": 2, "epochs": 1, "augment": "none", "device": "cpu", "out": folder,
-    } | options  # fmt: skip
-    assert run(["train", *(f"{name}={value}" for name, value in given.items())]) == 0
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Accuracy against cost: what each further step brings, and what is saved when a network stops by itself."""
 
 import json
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from trailseg.config import BenchmarkOptions, EvaluateOptions
 from trailseg.evaluation import Stop, evaluate_run
 from trailseg.inference import facts_of
 from trailseg.runs import Run
-from trailseg.writing import write_whole
+from trailseg.writing import figure_png, write_whole
 
 TOLERANCES = (0.002, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.025, 0.03, 0.04, 0.05, 0.1)
 """Shares of the pixels below whose change an answer ends, as they are tried."""
@@ -109,6 +108,4 @@ def plot(measured: dict[str, Any]) -> bytes:
                     axes.set_xlabel(cost)
         handles, labels = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=4)
-        image = BytesIO()
-        figure.savefig(image, format="png", dpi=130)
-    return image.getvalue()
+        return figure_png(figure, dpi=130)

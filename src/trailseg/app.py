@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from trailseg.config import TOLERANCE
 from trailseg.data.pictures import read_image
 from trailseg.data.scenes import scene
 from trailseg.errors import FileError, OptionError
 from trailseg.labels import make_palette
-from trailseg.predictor import TOLERANCE, Predictor
+from trailseg.predictor import Predictor
 
 if TYPE_CHECKING:
     import gradio

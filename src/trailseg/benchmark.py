@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ import numpy as np
 from trailseg.config import BenchmarkOptions, PartsOptions, Size
 from trailseg.errors import OptionError, require
 from trailseg.networks.table import BASELINE, NAMED, ROWS
-from trailseg.writing import write_whole
+from trailseg.writing import figure_png, write_whole
 
 WARM_UP = 2  # rounds that are not counted
 HANDS_BACK = {"MALLOC_MMAP_THRESHOLD_": "4096"}  # makes glibc give each freed block of 4 KiB or more to the system
@@ -197,9 +196,7 @@ def plot(figures: Sequence[Figures], path: Path) -> Path:
         axes.set_xlabel(f"milliseconds to the answer of each step (median; {runs[0].device}, batch {runs[0].batch})")
         axes.set_ylabel("mIoU, %")
         figure.legend(loc="outside upper left", ncols=3)
-        image = BytesIO()
-        figure.savefig(image, format="png", dpi=160)
-    return write_whole(path, image.getvalue())
+        return write_whole(path, figure_png(figure, dpi=160))
 
 
 def open_subject(word: str, options: BenchmarkOptions) -> Subject:

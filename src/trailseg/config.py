@@ -23,6 +23,9 @@ class StepRange(NamedTuple):
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("32", "bf16")
 
+TOLERANCE = 0.01
+"""Share of the pixels, 0..1, that a step must change for steps=auto to take another."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PartsOptions:
@@ -254,7 +257,7 @@ class PredictOptions(TrainedOptions):
     """Folder to write NAME.png (8-bit class ids) and NAME_overlay.png or .mp4 to; nothing in it is overwritten."""
     steps: int | Literal["auto"] | None = None
     """Steps of refinement, or auto: until a step changes no more than `tolerance` (default: as trained)."""
-    tolerance: float = 0.01
+    tolerance: float = TOLERANCE
     """Share of the pixels, 0 to 1, that a step must change for steps=auto to take another."""
     most_steps: int | None = None
     """Most steps of steps=auto (default: twice those trained, or as many as the network takes)."""

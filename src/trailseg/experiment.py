@@ -18,7 +18,7 @@ from trailseg.data.memory import Memory, decode
 from trailseg.data.readers import Procedural, open_data
 from trailseg.errors import FileError, OptionError, require
 from trailseg.evaluation import evaluate
-from trailseg.inference import refine
+from trailseg.inference import classify, refine
 from trailseg.labels import LabelSet, make_palette
 from trailseg.networks.cost import cost
 from trailseg.networks.recurrence import Recurrence
@@ -93,7 +93,7 @@ def example_sheet(
         picture = memory.images[position]
         size = (picture.shape[1], picture.shape[2])
         trail = refine(network, picture[None].to(device).float() / 255, steps=steps).logits
-        ids = torch.cat([network.upsample(logits, size, size).argmax(1) for logits in trail]).cpu().numpy()
+        ids = torch.cat([classify(network, logits, size, size)[0] for logits in trail]).cpu().numpy()
         image, truth = picture.permute(1, 2, 0).cpu().numpy(), memory.labels[position].cpu().numpy()
         rows.append(np.concatenate([image, palette[truth], *palette[ids]], 1))
     return png(np.concatenate(rows))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from trailseg.config import STEPS_LIMIT, Size
+from trailseg.config import STEPS_LIMIT, TOLERANCE, Size
 from trailseg.data.pictures import MAX_PIXELS, PICTURE_SUFFIXES, as_rgb, read_image
 from trailseg.errors import FileError, OptionError
 from trailseg.labels import make_palette
@@ -24,9 +24,6 @@ from trailseg.video import VideoReader
 
 Picture = str | Path | Image.Image | np.ndarray
 """A picture file, a PIL image, or (H, W, 3) uint8 RGB."""
-
-TOLERANCE = 0.01
-"""Share of the pixels, 0..1, that a step must change for steps="auto" to take another."""
 
 
 @dataclass(frozen=True)

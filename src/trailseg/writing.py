@@ -4,17 +4,28 @@ import os
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from trailseg.errors import FileError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def png(pixels: np.ndarray) -> bytes:
     """A PNG of (H, W) or (H, W, 3) uint8."""
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def figure_png(figure: "Figure", dpi: int) -> bytes:
+    """A PNG of a figure of matplotlib, at so many pixels an inch."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 

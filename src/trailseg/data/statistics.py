@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from trailseg.data.files import Picture
 from trailseg.labels import IGNORE, LabelSet
-from trailseg.writing import write_whole
+from trailseg.writing import figure_png, write_whole
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,4 @@ def plot(counts: Sequence[ClassCount], title: str, path: Path) -> Path:
     axes.set_xlabel("share of pixels (%)")
     axes.set_title(title, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    buffer = BytesIO()
-    figure.savefig(buffer, dpi=130)
-    return write_whole(path, buffer.getvalue())
+    return write_whole(path, figure_png(figure, dpi=130))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullL
 from matplotlib.transforms import Bbox
 
 from trailseg.report.table import Row, Table
-from trailseg.writing import write_whole
+from trailseg.writing import figure_png, write_whole
 
 STYLE: dict[Any, Any] = {
     "axes.titlesize": 10.5,
@@ -59,9 +58,8 @@ def draw(table: Table, folder: Path, number: int = 1) -> list[Plot]:
     plots = []
     with matplotlib.rc_context(STYLE):
         for name, (plot, title, caption) in PLOTS.items():
-            figure, image = plot(table), BytesIO()
-            figure.savefig(image, format="png", dpi=160)
-            path = write_whole(folder / f"{name}{f'-{number}' if number > 1 else ''}.png", image.getvalue())
+            figure = plot(table)
+            path = write_whole(folder / f"{name}{f'-{number}' if number > 1 else ''}.png", figure_png(figure, dpi=160))
             plots.append(Plot(path, round(100 * figure.get_figwidth()), title, caption))
     return plots
 
