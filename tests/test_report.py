@@ -2,6 +2,7 @@
 
 import csv
 import json
+from copy import deepcopy
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,9 @@ from trailseg.report.claims import claims
 from trailseg.report.formats import summary
 from trailseg.report.logs import Network, Run, read_runs
 from trailseg.report.plots import PLOTS, spread
+from trailseg.report.published import read_published
 from trailseg.report.table import Row, Stat, Table, build_tables
+from trailseg.study import plan
 
 PERFECT = [[60, 0], [0, 40]]
 FIRST = [[40, 20], [10, 30]]  # IoU 4/7 and 1/2
@@ -27,9 +30,9 @@ FAIR = [[60, 0], [20, 20]]  # IoU 3/4 and 1/2, accuracy 0.8
 M_FIRST, M_GOOD, M_FAIR = (4 / 7 + 1 / 2) / 2, (6 / 7 + 3 / 4) / 2, (3 / 4 + 1 / 2) / 2
 
 
-def entry(epoch: int, confusion: list[Any] | None) -> str:
+def entry(epoch: int, confusion: list[Any] | None, split: str = "val") -> str:
     stem = {"steps": [{"step": i + 1, "miou": 0.25 * (i + 1)} for i in range(len(confusion or []))]}
-    val = {"split": "val", "images": 4, "ignored_pixels": 7, "at_stem_scale": stem, "confusion": confusion}
+    val = {"split": split, "images": 4, "ignored_pixels": 7, "at_stem_scale": stem, "confusion": confusion}
     return json.dumps({"epoch": epoch, "loss": 2 / epoch, "seconds": 1.0, "val": val if confusion else None}) + "\n"
 
 
@@ -215,7 +218,7 @@ def test_different_truths_are_never_in_one_table(tmp_path):
     assert [len(table.rows[0].runs) for table in report.tables] == [1, 1]
     assert (tmp_path / "plots" / "loss-2.png") in report.plots
     for path in (report.markdown, report.page):
-        assert "measured on 2 different validation sets" in path.read_text()
+        assert "trained or measured on 2 different sets" in path.read_text()
     make_run(tmp_path / "3", "single", entry(3, [FIRST]), seed=2, classes=("a", "c"))
     assert len(tables(tmp_path)) == 3
 
@@ -300,6 +303,159 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         write_report(tmp_path)
     assert (tmp_path / "table.md").read_text() == "old"
     assert not list(tmp_path.rglob("*.part"))
+
+
+OTHERS: list[Any] = [
+    {"name": "ENet|2016", "parameters": 360000, "miou": 51.3, "on": "test", "source": "Paszke [1]"},
+    {"name": "$wide$", "parameters": 9.4e6, "miou": 66.94, "on": "test, trained on train + val", "source": "Jégou"},
+]
+
+
+def with_published(folder: Path, published: Any) -> Path:
+    make_run(folder / "run", "gated", entry(3, [FIRST, GOOD]))
+    make_run(folder / "one", "single", entry(3, [FAIR]))
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump({"runs": [{"network": "gated"}], "published": published}))
+    return file
+
+
+def test_published_figures_stand_beside_the_rows_and_never_among_them(tmp_path):
+    with_published(tmp_path, OTHERS)
+    report = write_report(tmp_path)
+    assert report.markdown.read_text().endswith(
+        "| network | parameters (M) | mIoU % | measured on | source |\n"
+        "| --- | ---: | ---: | --- | --- |\n"
+        "| ENet\\|2016 | 0.36 | 51.3 | test | Paszke \\[1\\] |\n"
+        "| $wide$ | 9.40 | 66.9 | test, trained on train + val | Jégou |\n"
+    )
+    page = Tags(report.page.read_text())
+    assert [attrs for tag, attrs in page.tags if tag == "table" and attrs.get("class") == "published"]
+    for word in (
+        "ENet|2016",
+        "0.36",
+        "Paszke [1]",
+        "test, trained on train + val",
+        "Nothing of this was measured here",
+    ):
+        assert word in page.words
+    assert list(lines(report)) == ["always a", "single", "gated"]
+    assert "Of 2 networks, gated is" in summary(report.tables[0])
+
+
+def test_the_plot_marks_published_figures_as_such(tmp_path):
+    with_published(tmp_path, OTHERS)
+    figure = PLOTS["accuracy_against_parameters"][0](write_report(tmp_path).tables[0])
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
+    assert [tuple(line.get_xydata()[0]) for line in hollow if line.get_xydata().size] == [(0.36, 51.3), (9.4, 66.94)]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        *("iterative", "single", "published, on the test pictures")
+    ]
+    assert {"ENet|2016", "$wide$", "gated"} <= {text.get_text() for text in figure.axes[0].texts}
+
+
+def test_without_published_figures_nothing_speaks_of_them(study):
+    _, report = study
+    assert not any("ublished" in path.read_text() for path in (report.markdown, report.page))
+    figure = PLOTS["accuracy_against_parameters"][0](report.tables[0])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["iterative", "hourglass", "single"]
+
+
+def test_a_bare_on_and_a_quoted_one_are_the_same_key(tmp_path):
+    text = "published: [{name: a, parameters: 3.6e+5, miou: 51, ON: test, source: b}]"
+    read = [read_published(yaml.safe_load(text.replace("ON", key)), tmp_path) for key in ("on", '"on"')]
+    assert read[0] == read[1]
+    assert (read[0][0].on, read[0][0].parameters) == ("test", 360000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"parameters": "0.36e6"}, "has parameters: 0.36e6, which is no such number"),  # what YAML 1.1 makes of it
+        ({"parameters": True}, "has parameters: True, which is no such number"),
+        ({"parameters": 0}, "has parameters: 0, which"),
+        ({"parameters": float("inf")}, "has parameters: inf, which"),
+        ({"miou": float("nan")}, "has miou: nan, which"),
+        ({"miou": 100.5}, "has miou: 100.5, which"),
+        ({"source": " "}, "has source:  , which is no such text"),
+        ({"name": 7}, "has name: 7, which is no such text"),
+        ({"on": None}, "has on: None, which is no such text"),
+        ({"source": ...}, "has no source"),
+        ({"year": 2016}, "has the key year"),
+    ],
+)
+def test_a_wrong_published_figure_is_refused_before_the_training_and_in_the_report(tmp_path, changes, problem):
+    wrong = deepcopy(OTHERS)
+    wrong[1] = {name: value for name, value in (wrong[1] | changes).items() if value is not ...}
+    file = with_published(tmp_path, wrong)
+    for refused in (lambda: write_report(tmp_path), lambda: plan(file, tmp_path / "out", {})):
+        with pytest.raises(FileError) as failure:
+            refused()
+        assert failure.value.path == file
+        assert failure.value.problem.startswith(f"published figure 2 {problem}")
+        assert "parameters: 360000" in failure.value.remedy
+
+
+@pytest.mark.parametrize("published", ["ENet", {"ENet": 51.3}, ["ENet"], None])
+def test_published_figures_are_a_list_of_mappings(tmp_path, published):
+    with pytest.raises(FileError, match="no list of mappings; list mappings of name, parameters, miou, on, source"):
+        plan(with_published(tmp_path, published), tmp_path / "out", {})
+
+
+def columns(report: Report) -> list[list[str]]:
+    """The header and the first cells of every line of the tables."""
+    found = [line.strip("| ").split(" | ") for line in report.markdown.read_text().splitlines() if line[:2] == "| "]
+    return [cells[:3] for cells in found if cells[0] != "---"]
+
+
+def test_rows_trained_or_measured_on_different_splits_say_on_which(tmp_path):
+    make_run(tmp_path / "1", "gated", entry(3, [FIRST]))  # of before there was train_on
+    make_run(tmp_path / "2", "single", entry(3, [GOOD], "only-0001TP"), train_on="without-0001TP")
+    report = write_report(tmp_path)
+    assert columns(report) == [
+        *(["network", "trained on", "measured on"], ["always a", "–", "val"], ["gated", "train", "val"]),
+        *(["network", "trained on", "measured on"], ["always a", "–", "only-0001TP"]),
+        ["single", "without-0001TP", "only-0001TP"],
+    ]
+    assert '<th scope="col">measured on</th>' in report.page.read_text()
+
+
+def test_rows_of_one_split_have_no_column_for_it(tmp_path):
+    make_run(tmp_path / "1", "gated", entry(3, [FIRST], "test"), train_on="train+val")
+    make_run(tmp_path / "2", "single", entry(3, [GOOD], "test"), train_on="train+val")
+    report = write_report(tmp_path)
+    assert columns(report)[0] == ["network", "cores", "context"]
+    assert "toy, test: 4 pictures" in report.markdown.read_text()
+
+
+def test_pictures_that_were_trained_on_are_noted(tmp_path):
+    config = make_run(tmp_path / "1", "single", entry(3, [FIRST])) / "config.yaml"
+    config.write_text(config.read_text().replace("  train: 9\n", "  train: 9\n  val_seen_in_training: 3\n"))
+    assert tables(tmp_path)[0].notes == ("single was trained on 3 of the 4 pictures that it was measured on.",)
+
+
+def test_the_gated_rows_come_after_the_study_in_the_families_of_their_values(tmp_path):
+    for name in ("gated-single", "gated-stack", "another", "gated", "single"):
+        log = entry(3, [FIRST] if "single" in name else [FIRST, GOOD])
+        config = make_run(tmp_path / name, name, log) / "config.yaml"
+        facts = ROWS.get(name, ROWS["gated"])
+        text = yaml.safe_load(config.read_text())
+        text["network"] |= {"cores": facts.cores, "context": facts.context, "residual": facts.residual}
+        config.write_text(yaml.safe_dump(text))
+    table = write_report(tmp_path).tables[0]
+    assert [(row.name, row.family) for row in table.rows] == [
+        *(("single", "single"), ("gated", "iterative"), ("gated-stack", "hourglass"), ("gated-single", "single")),
+        ("another", "iterative"),
+    ]
+
+
+def test_the_names_of_two_networks_of_one_step_do_not_cover_each_other(tmp_path):
+    make_run(tmp_path / "0", "gated", entry(3, [FIRST, FAIR, GOOD]))
+    for name in ("single", "gated-single"):
+        make_run(tmp_path / name, name, entry(3, [FIRST]))
+    figure = PLOTS["refinement"][0](tables(tmp_path)[0])
+    figure.draw_without_rendering()
+    one, other = (text.get_window_extent() for text in figure.axes[0].texts if "single" in text.get_text())
+    assert not one.overlaps(other)
 
 
 def test_labels_are_spread_as_little_as_possible():

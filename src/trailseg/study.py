@@ -13,6 +13,7 @@ from trailseg.errors import FileError, OptionError
 from trailseg.experiment import alone, check, check_same, train
 from trailseg.parsing import from_mapping, read_yaml
 from trailseg.report import write_report
+from trailseg.report.published import read_published
 from trailseg.runs import Run
 from trailseg.writing import write_whole
 
@@ -30,17 +31,19 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
     """The runs of a study file.
 
     The file maps `title`, `defaults` (options for all), `seeds` (each row is run with each) and `runs`, a list of rows:
-    options, and a `name` where two rows have the same network. OptionError where a row is not right.
+    options, and a `name` where two rows have the same network. For the report it may list `published` figures.
+    OptionError where a row is not right.
     """
     content = read_yaml(file)
     for key in content:
-        if key not in ("title", "defaults", "seeds", "runs"):
-            raise FileError(file, f"has the key {key}", "a study holds title, defaults, seeds and runs")
+        if key not in ("title", "defaults", "seeds", "runs", "published"):
+            raise FileError(file, f"has the key {key}", "a study holds title, defaults, seeds, runs and published")
     rows, defaults, seeds = content.get("runs"), content.get("defaults") or {}, content.get("seeds") or [None]
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in [defaults, *rows]):
         raise FileError(file, "is no study", "list its runs under 'runs', each a mapping of options")
     if not isinstance(seeds, list):
         raise FileError(file, f"has seeds: {seeds}", "write a list, such as seeds: [0, 1, 2]")
+    read_published(content, file)  # the report will need them: better now than after the training
     if "network" in overrides:
         raise OptionError("network: the rows of a study name theirs; leave it out")
     planned: dict[Path, Planned] = {}

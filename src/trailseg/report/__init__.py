@@ -1,4 +1,4 @@
-"""The report of a study: tables, plots and one page, from nothing but the runs' config.yaml and log.jsonl."""
+"""The report of a study: tables, plots and one page, from nothing but study.yaml and the runs' config and log."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from trailseg.report.formats import to_csv, to_markdown
 from trailseg.report.logs import Run, read_runs
 from trailseg.report.page import render
 from trailseg.report.plots import Plot, draw
+from trailseg.report.published import read_published
 from trailseg.report.table import Table, build_tables
 from trailseg.writing import write_whole
 
@@ -40,9 +41,10 @@ def write_report(folder: Path) -> Report:
         raise FileError(
             folder, f"none of its {len(runs)} runs has a validated epoch", "train until the first validation"
         )
-    tables = build_tables([run for run in runs if run.validations])
-    study = folder / "study.yaml"  # kept there by `trailseg study`
-    title = str(read_yaml(study).get("title", folder.name)) if study.exists() else folder.resolve().name
+    file = folder / "study.yaml"  # kept there by `trailseg study`
+    study = read_yaml(file) if file.exists() else {}
+    title = str(study.get("title", folder.resolve().name))
+    tables = build_tables([run for run in runs if run.validations], read_published(study, file))
     plots: list[list[Plot]] = [draw(table, folder / "plots", number) for number, table in enumerate(tables, start=1)]
     return Report(
         markdown=write_whole(folder / "table.md", to_markdown(tables, unfinished, title)),

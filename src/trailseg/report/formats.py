@@ -3,27 +3,41 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from trailseg.report.claims import claims
 from trailseg.report.logs import Run
+from trailseg.report.published import Published
 from trailseg.report.table import NONE, Row, Table
 
 READING = (
     "Measured after the last validated epoch, never the best one, at full picture resolution unless a column says stem "
     "scale. Several seeds: mean ± sample standard deviation. Growth: mIoU of the last step less that of the first."
 )
+PUBLISHED = "As others report them. Nothing of this was measured here: before comparing, see what it was measured on."
+WORDS = ("network", "trained on", "measured on", "source")  # columns that begin at the left
 
 
-def cells(row: Row, steps: int) -> dict[str, str]:
-    """The row as text by column title, for a table of `steps` steps."""
+def cells(tables: Sequence[Table]) -> list[list[dict[str, str]]]:
+    """The rows of each table as text by column title, the trivial answer first.
+
+    Where the tables were trained or measured on different splits, a column says on which.
+    """
+    trained = len({table.trained_on for table in tables}) > 1
+    measured = len({table.validation.split for table in tables}) > 1
+    return [[_cells(row, table, trained, measured) for row in (table.trivial, *table.rows)] for table in tables]
+
+
+def _cells(row: Row, table: Table, trained: bool, measured: bool) -> dict[str, str]:
     titles = ("cores", "context", "residual", "parameters (M)", "MACs per picture (G)", "epochs", "seeds")
-    miou = [stat.percent() for stat in row.miou] + [NONE] * (steps - len(row.miou))
+    miou = [stat.percent() for stat in row.miou] + [NONE] * (table.steps - len(row.miou))
     return {
         "network": row.name,
+        **({"trained on": table.trained_on if row.runs else NONE} if trained else {}),
+        **({"measured on": table.validation.split} if measured else {}),
         **dict(zip(titles, _facts(row) if row.runs else (NONE,) * len(titles), strict=True)),
         "pixel accuracy %": row.accuracy.percent(),
         **{f"mIoU % step {step}": text for step, text in enumerate(miou, start=1)},
@@ -46,20 +60,40 @@ def _facts(row: Row) -> tuple[str, ...]:
     )
 
 
+def published_cells(published: Sequence[Published]) -> list[dict[str, str]]:
+    """The figures of others as text by column title."""
+    return [
+        {
+            "network": one.name,
+            "parameters (M)": f"{one.parameters / 1e6:.2f}",
+            "mIoU %": f"{one.miou:.1f}",
+            "measured on": one.on,
+            "source": one.source,
+        }
+        for one in published
+    ]
+
+
 def to_markdown(tables: Sequence[Table], unfinished: Sequence[Run], title: str) -> str:
     """The tables as one Markdown document."""
     parts = [f"# {_escape(title)}", READING]
     if len(tables) > 1:
         parts.append(f"**{several(tables)}**")
-    for table in tables:
-        shown = [cells(row, table.steps) for row in (table.trivial, *table.rows)]
-        lines = [list(shown[0]), ["---"] + ["---:"] * (len(shown[0]) - 1), *(list(row.values()) for row in shown)]
-        parts += [f"## {_escape(table.heading)}", _escape(summary(table))]
-        parts.append("\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines))
+    for table, rows in zip(tables, cells(tables), strict=True):
+        parts += [f"## {_escape(table.heading)}", _escape(summary(table)), _grid(rows)]
         parts.append("\n".join(f"- {_escape(note)}" for note in table.notes))
         parts.append("\n".join(f"- {claim}" for claim in claims(table.rows)))
+        if table.published:
+            parts += ["### Published figures", PUBLISHED, _grid(published_cells(table.published))]
     parts.append("\n".join(f"- {_escape(unfinished_note(run))}" for run in unfinished))
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _grid(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table of Markdown."""
+    rules = ["---" if title in WORDS else "---:" for title in rows[0]]
+    lines = [list(rows[0]), rules, *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
 
 
 def summary(table: Table) -> str:
@@ -102,7 +136,7 @@ def _caution(best: Row, others: Sequence[Row]) -> str:
 def several(tables: Sequence[Table]) -> str:
     """The warning that a study with several tables needs."""
     return (
-        f"These runs were measured on {len(tables)} different validation sets (data, classes, split or truth differ): "
+        f"These runs were trained or measured on {len(tables)} different sets (data, classes, split or truth differ): "
         "compare figures within a table only."
     )
 

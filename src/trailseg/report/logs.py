@@ -44,6 +44,8 @@ class Data:
     """K display colours, 0-255."""
     train: int
     """Training pictures."""
+    seen: int
+    """Validation pictures that are among them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +135,7 @@ def _read(folder: Path) -> Run:
                 classes=tuple(map(str, data["classes"])),
                 colours=tuple((int(r), int(g), int(b)) for r, g, b in data["colours"]),
                 train=int(data["train"]),
+                seen=int(data.get("val_seen_in_training", 0)),
             ),
             versions={str(name): str(version) for name, version in config["versions"].items()},
             losses=tuple((int(line["epoch"]), float(line["loss"])) for line in log),

@@ -4,14 +4,14 @@ import json
 import re
 import shlex
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from trailseg.report.claims import claims
-from trailseg.report.formats import READING, cells, several, summary, unfinished_note
+from trailseg.report.formats import PUBLISHED, READING, cells, published_cells, several, summary, unfinished_note
 from trailseg.report.logs import Run
 from trailseg.report.plots import Plot
 from trailseg.report.table import Row, Table, settings
@@ -31,7 +31,8 @@ def render(
         title=title,
         reading=READING,
         warning=several(tables) if len(tables) > 1 else None,
-        sections=[_section(table, group) for table, group in zip(tables, plots, strict=True)],
+        sections=[_section(*parts) for parts in zip(tables, cells(tables), plots, strict=True)],
+        about_published=PUBLISHED,
         unfinished=[unfinished_note(run) for run in unfinished],
         common={name: _text(value) for name, value in common.items()},
         differing=differing,
@@ -41,12 +42,13 @@ def render(
     )
 
 
-def _section(table: Table, plots: Sequence[Plot]) -> dict[str, Any]:
+def _section(table: Table, rows: Sequence[Mapping[str, str]], plots: Sequence[Plot]) -> dict[str, Any]:
     classes = zip(table.data.classes, table.data.colours, strict=True)
     return {
         "table": table,
         "summary": summary(table),
-        "cells": [cells(row, table.steps) for row in (table.trivial, *table.rows)],
+        "cells": rows,
+        "published": published_cells(table.published),
         "claims": [re.sub(r"\*\*(.*?)\*\*", r"\1", claim) for claim in claims(table.rows)],
         "best": table.ranked[0].name,
         "plots": [(plot, _embed(plot.path)) for plot in plots],

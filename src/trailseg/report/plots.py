@@ -36,6 +36,12 @@ STYLE: dict[Any, Any] = {
 # Okabe and Ito's colours, told apart by all readers.
 FAMILIES = {"iterative": ("#0072b2", "o"), "hourglass": ("#d55e00", "s"), "single": ("#333333", "D")}
 RESIDUAL = {True: ("#0072b2", "residual"), False: ("#e69f00", "no residual")}
+PUBLISHED: dict[str, Any] = {
+    "color": "#808080",
+    "marker": "o",
+    "markerfacecolor": "none",
+    "markersize": 7,
+}
 MARKERS = "osv^DP"  # of the contexts of a table, in their order
 
 End = tuple[float, float, str, Any]  # x, y, name and colour of a line's last point
@@ -71,7 +77,9 @@ def _shortened(table: Table) -> Table:
         return name if len(name) < 30 else f"{name[:28]}…"
 
     data = replace(table.data, classes=tuple(map(short, table.data.classes)))
-    return replace(table, data=data, rows=tuple(replace(row, name=short(row.name)) for row in table.rows))
+    rows = tuple(replace(row, name=short(row.name)) for row in table.rows)
+    published = tuple(replace(one, name=short(one.name)) for one in table.published)
+    return replace(table, data=data, rows=rows, published=published)
 
 
 def _refinement(table: Table) -> Figure:
@@ -84,11 +92,11 @@ def _refinement(table: Table) -> Figure:
             values = [100 * miou.mean for miou in row.miou]
             colour, marker = RESIDUAL[row.network.residual][0], markers.get(row.network.context, "x")
             axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, markersize=5)
-        for row in table.rows:
-            if row.family == "single" and row not in rows:
-                level = 100 * row.miou[0].mean
-                axes.axhline(level, color="#555555", linestyle=(0, (4, 3)), linewidth=1)
-                axes.annotate(row.name, (1, level), (0, 3), textcoords="offset points", fontsize=8.5)
+        singles = [row for row in table.rows if row.family == "single" and row not in rows]
+        for i, row in enumerate(singles):
+            level, step = 100 * row.miou[0].mean, 1 + i % (table.steps - 1)  # their names stand side by side
+            axes.axhline(level, color="#555555", linestyle=(0, (4, 3)), linewidth=1)
+            axes.annotate(row.name, (step, level), (0, 3), textcoords="offset points", fontsize=8.5)
         axes.set_xticks(range(1, table.steps + 1))
         axes.set_xlabel("step")
         ends.append([(len(r.miou), 100 * r.miou[-1].mean, r.name, RESIDUAL[r.network.residual][0]) for r in rows])
@@ -106,15 +114,25 @@ def _accuracy_against_parameters(table: Table) -> Figure:
     figure = Figure(figsize=(10, 5.2))
     axes = figure.subplots()
     labels = []
+
+    def label(name: str, x: float, y: float, colour: str) -> None:
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 4}
+        style: dict[str, Any] = {"color": colour, "fontsize": 8.5, "va": "bottom", "arrowprops": line}
+        labels.append(axes.annotate(name, (x, y), (0, 0), textcoords="offset points", **style))
+
     for family, (colour, marker) in FAMILIES.items():
         for i, row in enumerate(row for row in table.rows if row.family == family):
             x, y, sd = row.network.parameters / 1e6, 100 * row.miou[-1].mean, 100 * (row.miou[-1].sd or 0)
             axes.errorbar(x, y, sd or None, color=colour, marker=marker, markersize=7, elinewidth=0.8, capsize=2.5)
             if i == 0:
                 axes.plot([], [], color=colour, marker=marker, markersize=7, linestyle="", label=family)
-            line = {"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 4}
-            style: dict[str, Any] = {"color": colour, "fontsize": 8.5, "va": "bottom", "arrowprops": line}
-            labels.append(axes.annotate(row.name, (x, y), (0, 0), textcoords="offset points", **style))
+            label(row.name, x, y, colour)
+    for one in table.published:
+        axes.plot(one.parameters / 1e6, one.miou, **PUBLISHED)
+        label(one.name, one.parameters / 1e6, one.miou, PUBLISHED["color"])
+    if table.published:
+        pictures = " and ".join(dict.fromkeys(one.pictures for one in table.published))
+        axes.plot([], [], label=f"published, on the {pictures} pictures", linestyle="", **PUBLISHED)
     axes.set_xscale("log")
     axes.margins(x=0.22, y=0.12)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
@@ -122,7 +140,7 @@ def _accuracy_against_parameters(table: Table) -> Figure:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("parameters, million (logarithmic)")
     axes.set_ylabel("mIoU of the last step, %")
-    figure.legend(loc="outside upper left", ncols=3)
+    figure.legend(loc="outside upper left", ncols=4)
     _place_apart(figure, labels)
     return figure
 

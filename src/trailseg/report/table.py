@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from trailseg.metrics import measures, trivial_confusion
-from trailseg.networks.table import BASELINE, NAMED
+from trailseg.networks.table import BASELINE, GATED, NAMED
 from trailseg.report.logs import Data, Network, Run, Validation
+from trailseg.report.published import Published
 
-ORDER = [*NAMED, *BASELINE]
+ORDER = [*NAMED, *BASELINE, *GATED]
 """The rows that come first, in this order; any other name follows by the alphabet."""
 
 NONE = "–"  # what a cell shows that has no value
@@ -82,7 +83,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The rows measured on one and the same validation set, and so comparable."""
+    """The rows trained and measured on one and the same data, and so comparable."""
 
     data: Data
     validation: Validation
@@ -91,10 +92,17 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     """What a reader must know before trusting a row."""
+    published: tuple[Published, ...]
+    """Figures of others, to be shown beside the rows."""
 
     @property
     def steps(self) -> int:
         return max(len(row.miou) for row in self.rows)
+
+    @property
+    def trained_on(self) -> str:
+        """The splits that its rows were trained on."""
+        return str(self.rows[0].runs[0].options.get("train_on", "train"))
 
     @property
     def heading(self) -> str:
@@ -110,17 +118,17 @@ class Table:
         return sorted(self.rows, key=lambda row: -row.miou[-1].mean)
 
 
-def build_tables(runs: Sequence[Run]) -> list[Table]:
-    """A table for each validation set among `runs`, which all have a validated epoch."""
+def build_tables(runs: Sequence[Run], published: tuple[Published, ...] = ()) -> list[Table]:
+    """A table for each set of data among `runs`, which all have a validated epoch, with the figures of others."""
     sets: dict[Any, dict[tuple[str, int], list[Run]]] = {}
     for run in runs:
         v = run.last
         key = (run.data.name, run.data.fingerprint, run.data.classes, v.split, v.images, v.truth)
         sets.setdefault(key, {}).setdefault((run.name, len(v.confusion)), []).append(run)
-    return [_table(rows) for rows in sets.values()]
+    return [_table(rows, published) for rows in sets.values()]
 
 
-def _table(groups: dict[tuple[str, int], list[Run]]) -> Table:
+def _table(groups: dict[tuple[str, int], list[Run]], published: tuple[Published, ...]) -> Table:
     names = [name for name, _ in groups]
     rows = [
         _row(name if names.count(name) == 1 else f"{name}, steps={steps}", group)
@@ -138,7 +146,8 @@ def _table(groups: dict[tuple[str, int], list[Run]]) -> Table:
         stem_miou=None,
         iou=_numbers(trivial["iou"].values()),
     )
-    return Table(first.data, first.last, answer, tuple(rows), tuple(chain.from_iterable(map(_notes, rows))))
+    notes = tuple(chain.from_iterable(map(_notes, rows)))
+    return Table(first.data, first.last, answer, tuple(rows), notes, published)
 
 
 def _place(name: str, steps: int) -> tuple[int, str, int]:
@@ -174,6 +183,8 @@ def _notes(row: Row) -> Iterable[str]:
                 f"{row.name}, seed {run.seed}: {run.epochs_done} of {run.epochs_planned} epochs done, "
                 f"measured after epoch {run.last.epoch}."
             )
+    if seen := row.runs[0].data.seen:
+        yield f"{row.name} was trained on {seen} of the {row.runs[0].last.images} pictures that it was measured on."
     differing = [name for name in settings(row.runs)[1] if name != "seed"]
     if differing:
         yield f"{row.name}: its runs differ in more than the seed ({', '.join(differing)}), so it is not one network."
