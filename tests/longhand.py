@@ -1,7 +1,7 @@
-"""The twelve recurrences of the study's table, each written out step by step as an independent reference.
+"""The recurrences of the study's table and of the gated row, each written out step by step as an independent reference.
 
 Nothing here is shared with `trailseg.networks.recurrence`: only the parts (stem, cores, head, feedback, fuses) and the
-two gates are taken from the network under test. Every function returns the logits of three steps.
+learned scalars are taken from the network under test. Every function returns the logits of three steps.
 """
 
 import torch
@@ -113,3 +113,16 @@ def res_hourglass_iter_ex(n, image):
     y1 = head(h := two(x1) + x1)
     x2 = a2 * fuse2(torch.cat([c, h], 1)) + b2 * back(y1)
     return y0, y1, head(three(x2) + x2)
+
+
+def gated(n, image):
+    c, (core,), head, (_, back), (fuse,), (a,), (b,) = _parts(n, image)
+
+    def update(x):
+        y = core(x)
+        return x + y / (1 + torch.exp(-n.gate(torch.cat([x, y], 1))))
+
+    y0 = head(h := update(c))
+    y1 = head(h := update(a * fuse(torch.cat([c, h], 1)) + b * back(torch.softmax(y0, 1))))
+    y2 = head(update(a * fuse(torch.cat([c, h], 1)) + b * back(torch.softmax(y1, 1))))
+    return y0, y1, y2

@@ -34,19 +34,23 @@ from trailseg.writing import write_whole
 SIZES = [Size(32, 48), Size(33, 51), Size(7, 90), Size(1, 1), Size(3, 2)]
 
 
-def exported(factory: pytest.TempPathFactory, network: str, norm: str = "group", **options: bool) -> tuple[Path, Path]:
+def exported(
+    factory: pytest.TempPathFactory, network: str, parts: bool = False, warm_start: bool = False, **options: object
+) -> tuple[Path, Path]:
     """A run and what was exported of it, made when first asked for."""
-    folder = factory.getbasetemp() / f"exported-{network}-{norm}"
-    out = folder / ("parts" if options.get("parts") else "model.onnx")
+    folder = factory.getbasetemp() / "-".join(["exported", network, *map(str, options.values())])
+    out = folder / ("parts" if parts else "model.onnx")
     if not (folder / "run").exists():
-        train(folder / "run", network, norm=norm)
+        train(folder / "run", network, **options)
     if not out.exists():
-        export(ExportOptions(run=str(folder / "run"), out=str(out), **options))
+        export(ExportOptions(run=str(folder / "run"), out=str(out), parts=parts, warm_start=warm_start))
     return folder / "run", out
 
 
 KINDS: dict[str, dict[str, Any]] = {
     "recalling loop": {"network": "iterative-v4", "warm_start": True},
+    "gated": {"network": "gated", "stem": "s8", "core": "dilated", "finer": 2, "warm_start": True},
+    "gated parts": {"network": "gated", "stem": "s8", "core": "dilated", "finer": 2, "parts": True},
     "loop of two cores": {"network": "iterative-v5"},
     "stack": {"network": "res-hourglass"},
     "stack bound to a size": {"network": "1-own", "norm": "layerHW"},

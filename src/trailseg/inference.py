@@ -115,8 +115,8 @@ class TorchModel:
 
     def _check_state(self, images: np.ndarray, state: State) -> None:
         """OptionError where that state is not this network's, of as many pictures of the same size."""
-        multiple, scale = self.network.multiple, self.network.scale
-        wanted = (len(images), *(-(-side // multiple) * multiple // scale for side in images.shape[1:3]))
+        multiple, stride = self.network.multiple, self.network.stride
+        wanted = (len(images), *(-(-side // multiple) * multiple // stride for side in images.shape[1:3]))
         if not isinstance(state, State) or (len(state.hidden), *state.hidden.shape[2:]) != wanted:
             raise OptionError("before: that answer is of pictures of another size or number; start without it")
 

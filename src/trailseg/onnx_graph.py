@@ -13,7 +13,7 @@ Inputs that have a default, which ONNX calls initialisers that can be overridden
 A network of S cores, or of a fuse for each step, computes its S steps whatever `steps` asks for, and has no tolerance.
 The state to go on from is there where it was asked for: OpenVINO cannot read a file that has it.
 
-Legend: B batch, S steps, K classes, F feature channels, H x W image, h x w padded feature map.
+Legend: B batch, S steps, K classes, F feature channels, H x W image, h x w padded feature map (of logits h' x w').
 """
 
 import logging
@@ -315,9 +315,9 @@ class _Graph:
         """The picture; of one size where the weights are."""
         return self.value("image", np.uint8, "B", *(self.size if self.network.bound_to else "HW"), 3)
 
-    def map(self, name: str, height: str = "h", width: str = "w") -> ValueInfoProto:
+    def map(self, name: str, height: str = "", width: str = "") -> ValueInfoProto:
         """A feature map, or logits where that is how the name begins."""
-        return self.value(name, np.float32, "B", self._channels(name), height, width)
+        return self.value(name, np.float32, "B", self._channels(name), *((height, width) if height else _sides(name)))
 
     def maps(self, ending: str) -> list[ValueInfoProto]:
         """The two maps of a state."""
@@ -326,7 +326,7 @@ class _Graph:
     def states_before(self) -> list[ValueInfoProto]:
         """The state to go on from: empty, unless given."""
         channels = {name: self._channels(name) for name in ("hidden_before", "logits_before")}
-        return [self.default(n, np.zeros((0, c, 0, 0), np.float32), "b", c, "h", "w") for n, c in channels.items()]
+        return [self.default(n, np.zeros((0, c, 0, 0), np.float32), "b", c, *_sides(n)) for n, c in channels.items()]
 
     def nodes(self, text: str) -> list[NodeProto]:
         """The nodes of a text in ONNX's notation."""
@@ -366,8 +366,9 @@ class _Graph:
 
     def _channels(self, name: str) -> int:
         """The channels of a map, which its name tells: K of logits, F of others."""
-        classes, features = self.network.get_parameter("head.weight").shape[:2]
-        return classes if name.startswith("logits") else features
+        outputs, features = next(self.network.head.parameters()).shape[:2]
+        finer = self.network.stride // self.network.scale
+        return outputs // finer**2 if name.startswith("logits") else features
 
     def _examples(self, inputs: Sequence[str]) -> list[tuple[Tensor, dict[int, Any]]]:
         """For each input a tensor to trace with, and which of its sides can have any length."""
@@ -378,11 +379,17 @@ class _Graph:
                 sides = {} if network.bound_to else {1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
                 examples.append((torch.zeros(2, height, width, 3, dtype=torch.uint8), {0: batch, **sides}))
             else:
-                unit = network.multiple // network.scale
-                height, width = [side // network.scale for side in network.bound_to or ()] or (2 * unit, 3 * unit)
+                scale = network.scale if name.startswith("logits") else network.stride
+                unit = network.multiple // scale
+                height, width = [side // scale for side in network.bound_to or ()] or (2 * unit, 3 * unit)
                 sides = {} if network.bound_to else {2: unit * Dim("h"), 3: unit * Dim("w")}
                 examples.append((torch.zeros(2, self._channels(name), height, width), {0: batch, **sides}))
         return examples
+
+
+def _sides(name: str) -> tuple[str, str]:
+    """What the height and width of a map are called."""
+    return ("h'", "w'") if name.startswith("logits") else ("h", "w")
 
 
 class _Part(nn.Module):

@@ -6,7 +6,7 @@ from trailseg.errors import OptionError, require
 from trailseg.networks.cores import CORES, make_core
 from trailseg.networks.norms import NORMS, SIZE_BOUND, Size
 from trailseg.networks.recurrence import Recurrence
-from trailseg.networks.stems import STEMS, make_stem
+from trailseg.networks.stems import STEMS
 from trailseg.networks.table import ROWS
 
 
@@ -19,6 +19,7 @@ def build(
     channels: int,
     depth: int,
     growth: float,
+    finer: int,
     steps: int,
     classes: int,
     size: Size,
@@ -29,35 +30,60 @@ def build(
     nothing. `size` (H, W) binds only the weights of size-bound norms. OptionError on a name that is not in its table.
     """
     row = ROWS[require("network", network, ROWS)]
-    scale = STEMS[require("stem", stem, STEMS)]
+    stride, make_stem = STEMS[require("stem", stem, STEMS)]
     switches = CORES[require("core", core, CORES)]
     make_norm = NORMS[require("norm", norm, NORMS)]
-    multiple = scale * 2**depth
+    if not depth and not switches["dilations"]:
+        raise OptionError(f"depth=0: core={core} needs a halving; take a greater depth, or core=dilated")
+    if stride % finer:
+        raise OptionError(
+            f"finer={finer}: stem={stem} makes the picture {stride} times smaller; take a divisor of that"
+        )
+    multiple = stride * 2**depth
     padded = (-(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple)
     if norm in ("batch", "instance") and padded == (multiple, multiple):
         raise OptionError(
             f"norm={norm}: the deepest features of a {size[0]} x {size[1]} picture are a single point, of which no "
             "variance can be taken; take a larger size, a smaller stem or depth, or norm=group"
         )
-    features = (padded[0] // scale, padded[1] // scale)
+    features = (padded[0] // stride, padded[1] // stride)
     cores = steps if row.cores == "S" else row.cores
     max_steps = row.max_steps or (steps if row.cores == "S" else None)
     return Recurrence(
-        stem=make_stem(scale=scale, channels=channels, norm=make_norm, size=padded),
+        stem=make_stem(scale=stride, channels=channels, norm=make_norm, size=padded),
         cores=[
             make_core(channels=channels, depth=depth, growth=growth, norm=make_norm, size=features, **switches)
             for _ in range(cores)
         ],
-        head=nn.Conv2d(channels, classes, 1),
-        feedback=None if max_steps == 1 else nn.Conv2d(classes, channels, 1),
+        head=_head(channels, classes, finer),
+        feedback=None
+        if max_steps == 1
+        else _feedback(classes, channels, finer, softmax=row.feedback == "probabilities"),
         fuses=[
             nn.Conv2d(2 * channels, channels, 1)
             for _ in range({"none": 0, "shared": 1, "own": steps - 1}[row.context] if max_steps != 1 else 0)
         ],
+        gate=nn.Conv2d(2 * channels, channels, 1) if row.gated else None,
         residual=row.residual,
         gates=0 if max_steps == 1 else steps - 1 if row.cores == "S" else 1,
         max_steps=max_steps,
-        scale=scale,
+        stride=stride,
+        scale=stride // finer,
         multiple=multiple,
         bound_to=padded if norm in SIZE_BOUND else None,
     )
+
+
+def _head(channels: int, classes: int, finer: int) -> nn.Module:
+    """Features (B, F, h, w) to logits (B, K, finer h, finer w): a 1x1 convolution, whose channels are unfolded.
+
+    The sub-pixel convolution of Shi et al., "Real-time single image and video super-resolution", 2016, section 3.2.
+    """
+    convolution = nn.Conv2d(channels, classes * finer**2, 1)
+    return convolution if finer == 1 else nn.Sequential(convolution, nn.PixelShuffle(finer))
+
+
+def _feedback(classes: int, channels: int, finer: int, *, softmax: bool) -> nn.Module:
+    """Logits (B, K, finer h, finer w) to features (B, F, h, w)."""
+    convolution = nn.Conv2d(classes, channels, finer, finer)
+    return nn.Sequential(nn.Softmax(1), convolution) if softmax else convolution

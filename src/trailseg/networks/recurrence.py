@@ -3,12 +3,15 @@
     input_0     = context = stem(image)                                 (B, F, h, w)
     input_t     = alpha_t * state_t + beta_t * feedback(logits_{t-1})   for t > 0
     hidden_t    = core_t(input_t)              + input_t where residual (B, F, h, w)
-    logits_t    = head(hidden_t)                                        (B, K, h, w)
+    logits_t    = head(hidden_t)                                        (B, K, r h, r w)
     state_{t+1} = hidden_t, or fuse_t(concat(context, hidden_t)) where the context is copied
 
 `begin` and `step` are these equations; `forward` is the loop that trains, and whoever stops earlier loops for himself.
 
-Legend: B batch, S steps, K classes, F feature channels, H x W picture, h x w = ceil(H/scale) x ceil(W/scale).
+A gated row scales core_t(input_t) by sigmoid(gate(concat(input_t, core_t(input_t)))), as a GRU does its candidate (Cho
+et al., "Learning phrase representations using RNN encoder-decoder", 2014, section 2.3).
+
+Legend: B batch, S steps, K classes, F feature channels, H x W picture, h x w features, r how much finer logits are.
 """
 
 from collections.abc import Sequence
@@ -28,17 +31,19 @@ class State(NamedTuple):
     hidden: Tensor
     """(B, F, h, w)."""
     logits: Tensor
-    """(B, K, h, w), of the padded picture."""
+    """(B, K, r h, r w), of the padded picture."""
 
 
 class Recurrence(nn.Module):
     """A stem, and a core applied again and again; every step gives a full prediction.
 
     cores, fuses: step t uses the t-th, or the last where there are fewer; no fuses where no context is copied.
-    feedback: None only where there is never a second step.
+    feedback: from logits to what is added to the next input; None only where there is never a second step.
+    gate: from concat(input, output) of a core to the logits of the share of its output that counts; None for all of it.
     gates: how many alphas and betas to learn, one for all steps or one for each step after the first.
     max_steps: the most steps `forward` accepts; None for any number.
-    scale, multiple: of the stem, and what a padded picture's height and width must be divisible by.
+    stride, scale: how much smaller than the picture the features, and the logits, are each way.
+    multiple: what a padded picture's height and width must be divisible by.
     bound_to: the padded (H, W) that size-bound norms tie the weights to; None where any size fits.
     """
 
@@ -53,9 +58,11 @@ class Recurrence(nn.Module):
         head: nn.Module,
         feedback: nn.Module | None,
         fuses: Sequence[nn.Module],
+        gate: nn.Module | None,
         residual: bool,
         gates: int,
         max_steps: int | None,
+        stride: int,
         scale: int,
         multiple: int,
         bound_to: Size | None,
@@ -66,8 +73,10 @@ class Recurrence(nn.Module):
         self.head = head
         self.feedback = feedback
         self.fuses = nn.ModuleList(fuses)
+        self.gate = gate
         self.residual = residual
-        self.max_steps, self.scale, self.multiple, self.bound_to = max_steps, scale, multiple, bound_to
+        self.max_steps, self.bound_to = max_steps, bound_to
+        self.stride, self.scale, self.multiple = stride, scale, multiple
         # alpha: 0 forgets the state, 1 passes it unchanged. beta: 0 hears nothing of the last prediction (and gives
         # the feedback no gradient), 1 adds it at full strength.
         self.alpha = nn.Parameter(torch.full((gates,), 1.0), requires_grad=gates > 0)
@@ -77,7 +86,7 @@ class Recurrence(nn.Module):
         self.register_buffer("std", torch.full((3,), 0.25))
 
     def forward(self, image: Tensor, steps: int, prefix: int = 0) -> Tensor:
-        """Logits (B, S, K, h, w) of every step for image (B, 3, H, W), RGB in 0..1.
+        """Logits (B, S, K, ceil(H/scale), ceil(W/scale)) of every step for image (B, 3, H, W), RGB in 0..1.
 
         `prefix` steps come before them, through which no gradient flows. OptionError where the steps or the picture's
         size do not suit these weights.
@@ -105,6 +114,8 @@ class Recurrence(nn.Module):
             state = _at(self.fuses, t - 1)(torch.cat([context, before.hidden], 1)) if self.fuses else before.hidden
             x = _at(self.alpha, t - 1) * state + _at(self.beta, t - 1) * self.feedback(before.logits)
         hidden = _at(self.cores, t)(x)
+        if self.gate is not None:
+            hidden = hidden * self.gate(torch.cat([x, hidden], 1)).sigmoid()
         if self.residual:
             hidden = hidden + x
         return State(hidden, self.head(hidden))

@@ -1,18 +1,28 @@
-"""The distillation stem: makes the picture smaller by `scale` each way and lifts it to F channels.
+"""The stem: makes the picture smaller by `scale` each way and lifts it to F channels, (B, 3, H, W) -> (B, F, h, w)."""
 
-(B, 3, H, W) -> (B, F, H/scale, W/scale), by pairs of 5x5 convolutions, each pair followed by a 2x2 max-pool (the
-original study's "prenet"). x1 is one pair without a pool.
-"""
+from collections.abc import Callable
+from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from trailseg.networks.norms import Norm, Size
 
-STEMS = {"x1": 1, "x2": 2, "x4": 4, "x8": 8}  # name to scale
+
+class Stem(NamedTuple):
+    """A way from the picture to features."""
+
+    scale: int
+    """How much smaller the features are than the picture, each way."""
+    make: Callable[..., nn.Module]
+    """Makes it of (scale, channels, norm, size): the picture's (H, W) = `size`, which `scale` divides."""
 
 
-def make_stem(*, scale: int, channels: int, norm: Norm, size: Size) -> nn.Sequential:
-    """The stem of scale 1, 2, 4 or 8 for pictures of (H, W) = `size`, which `scale` divides."""
+def make_pooled(*, scale: int, channels: int, norm: Norm, size: Size) -> nn.Sequential:
+    """Pairs of 5x5 convolutions, each pair followed by a 2x2 max-pool: the original study's "prenet".
+
+    Scale 1 is one pair without a pool.
+    """
     layers: list[nn.Module] = []
     inputs = 3
     for shrunk in (2**i for i in range(max(1, scale.bit_length() - 1))):
@@ -23,3 +33,45 @@ def make_stem(*, scale: int, channels: int, norm: Norm, size: Size) -> nn.Sequen
             layers.append(nn.MaxPool2d(2))
         inputs = channels
     return nn.Sequential(*layers)
+
+
+class StridedStem(nn.Module):
+    """Three strided 3x3 convolutions to 1/8 of the picture, where what 1/4 of it shows arrives twice.
+
+    Once through the third convolution, and once as it is: four neighbours side by side as channels (space to depth, Shi
+    et al., "Real-time single image and video super-resolution", 2016, section 3.2), so that a head which unfolds
+    channels again (`build`, option `finer`) has the detail that striding loses.
+    """
+
+    DETAIL = 12  # channels of 1/4 that are kept as they are
+
+    def __init__(self, *, scale: int, channels: int, norm: Norm, size: Size) -> None:
+        super().__init__()
+        assert scale == 8
+        half, quarter, eighth = ((size[0] // s, size[1] // s) for s in (2, 4, 8))
+
+        def strided(inputs: int, outputs: int, here: Size, stride: int = 2) -> list[nn.Module]:
+            conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
+            return [conv, norm(outputs, here), nn.LeakyReLU(inplace=True)]
+
+        thin, wide = 24, 48
+        self.quarter = nn.Sequential(
+            *strided(3, thin, half), *strided(thin, wide, quarter), *strided(wide, wide, quarter, stride=1)
+        )
+        self.eighth = nn.Sequential(*strided(wide, channels, eighth))
+        self.detail = nn.Sequential(nn.Conv2d(wide, self.DETAIL, 1), nn.PixelUnshuffle(2))
+        self.merge = nn.Conv2d(channels + 4 * self.DETAIL, channels, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, F, H/8, W/8)."""
+        quarter = self.quarter(image)
+        return self.merge(torch.cat([self.eighth(quarter), self.detail(quarter)], 1))
+
+
+STEMS = {
+    "x1": Stem(1, make_pooled),
+    "x2": Stem(2, make_pooled),
+    "x4": Stem(4, make_pooled),
+    "x8": Stem(8, make_pooled),
+    "s8": Stem(8, StridedStem),
+}

@@ -14,6 +14,10 @@ class Row:
     """How the stem's features re-enter after each step: not at all, by one fuse, or by a fuse per step."""
     residual: bool
     """Whether the core's input is added to its output."""
+    gated: bool = False
+    """Whether a gate scales the core's output, per position and channel, before that."""
+    feedback: Literal["logits", "probabilities"] = "logits"
+    """What a step hears of the prediction before it."""
     max_steps: int | None = None
     """The most steps that make sense, where that is less than the run's own."""
 
@@ -37,6 +41,13 @@ NAMED = {
 # The baseline without refinement: iterative-v6 stopped after its first step.
 BASELINE = {"single": Row(1, "none", residual=True, max_steps=1)}
 
+# The accurate networks, and their two controls: a core for each step (as many MACs), and one step (as many parameters).
+GATED = {
+    "gated": Row(1, "shared", residual=True, gated=True, feedback="probabilities"),
+    "gated-stack": Row("S", "shared", residual=True, gated=True, feedback="probabilities"),
+    "gated-single": Row(1, "shared", residual=True, gated=True, feedback="probabilities", max_steps=1),
+}
+
 # The six combinations of the three axes that the study left out, named by their values.
 UNNAMED = {
     "1-none": Row(1, "none", residual=False),
@@ -47,4 +58,4 @@ UNNAMED = {
     "2-own-residual": Row(2, "own", residual=True),
 }
 
-ROWS: dict[str, Row] = NAMED | BASELINE | UNNAMED
+ROWS: dict[str, Row] = NAMED | BASELINE | GATED | UNNAMED
