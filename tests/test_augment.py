@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trailseg.data.augment import PRESETS, Augmentation, apply, draw
+from trailseg.data import augment
+from trailseg.data.augment import PRESETS, Augmentation, cover, draw, draw_partners
 from trailseg.labels import IGNORE
 
-NOTHING = torch.tensor([[1.0, 0, 0, 0, 1, 0, 1, 1, 1]])
+NOTHING = torch.tensor([[1.0, 0, 0, 0, 1, 0, 1, 1, 1, 1, 1, 1, 1]])
 
 
 def pictures(batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -22,9 +23,14 @@ def pictures(batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     return images, torch.randint(0, 5, (batch, height, width), generator=random, dtype=torch.uint8)
 
 
+def apply(images: Tensor, labels: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """Views as large as the pictures."""
+    return augment.apply(images, labels, drawn, (images.shape[2], images.shape[3]))
+
+
 def matrix(values: list[float]) -> Tensor:
     """Drawn parameters of a 2x3 matrix alone."""
-    return torch.tensor([[*values, 1.0, 1.0, 1.0]])
+    return torch.tensor([[*values, *[1.0] * 7]])
 
 
 def test_nothing_drawn_changes_nothing():
@@ -95,11 +101,11 @@ def test_light_is_what_it_says():
         ((1, 1, 0), grey.expand(1, 3, 6, 8)),
         ((9, 1, 1), (images * 9).clamp(max=1)),
     ):
-        moved = apply(images, labels, torch.tensor([[1.0, 0, 0, 0, 1, 0, *light]]))[0]
+        moved = apply(images, labels, torch.tensor([[1.0, 0, 0, 0, 1, 0, *light, 1, 1, 1, 1]]))[0]
         torch.testing.assert_close(moved, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("preset", ["seed", "drive"])
+@pytest.mark.parametrize("preset", ["seed", "drive", "views"])
 def test_picture_and_label_move_together(preset: str):
     # Large patches of three classes, each class one channel: the picture is an image of its own label.
     patches = torch.randint(0, 3, (16, 4, 6), generator=torch.Generator().manual_seed(1))
@@ -127,7 +133,7 @@ def test_what_is_drawn_depends_on_seed_epoch_and_place_only():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    drawn=st.tuples(*[st.floats(-2, 2)] * 6, *[st.floats(0, 2)] * 3),
+    drawn=st.tuples(*[st.floats(-2, 2)] * 6, *[st.floats(0, 2)] * 3, st.floats(0.5, 2), *[st.floats(0, 2)] * 3),
     size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     classes=st.lists(st.integers(0, 254), min_size=1, max_size=4),
 )
@@ -149,3 +155,70 @@ def test_the_zoom_is_drawn_from_its_whole_range():
     assert (zooms < 0.6).any()
     assert (zooms > 1.8).any()
     assert abs((zooms < 1).float().mean() - 0.5) < 0.1  # as often smaller as larger
+
+
+def test_a_view_at_zoom_1_is_a_piece_of_the_picture():
+    images, labels = pictures(1, 20, 32)
+    drawn = draw(PRESETS["none"], seed=0, epoch=0, places=[0], view=(0.5, 0.25))
+    view, view_labels = augment.apply(images, labels, drawn, (10, 8))
+    torch.testing.assert_close(view, images[..., 5:15, 12:20], rtol=0, atol=1e-5)
+    assert (view_labels == labels[:, 5:15, 12:20]).all()
+
+
+@pytest.mark.parametrize("zoom", [0.4, 0.5, 1.0, 2.0])
+def test_a_roaming_view_reaches_every_edge_and_never_leaves_the_picture(zoom: float):
+    roaming, view = Augmentation(zoom=(zoom, zoom), roam=1.0), (0.5, 0.25)
+    drawn = draw(roaming, seed=0, epoch=0, places=range(400), view=view)
+    for axis, share in ((5, view[0] / zoom), (2, view[1] / zoom)):
+        free = abs(1 - share) / 2  # a view larger than the picture holds all of it
+        assert drawn[:, axis].abs().max() <= free + 1e-6
+        assert drawn[:, axis].max() >= 0.97 * free
+        assert drawn[:, axis].min() <= -0.97 * free
+    inside = share <= 1 and view[0] / zoom <= 1
+    images, labels = pictures(400, 16, 32)
+    moved = augment.apply(images, labels, drawn, (8, 8))[1]
+    assert (moved != IGNORE).all() == inside
+
+
+def test_gamma_and_tint_are_what_they_say():
+    images, labels = pictures(1, 6, 8)
+    moved = apply(images, labels, torch.tensor([[1.0, 0, 0, 0, 1, 0, 1, 1, 1, 2, 0.9, 1, 1.3]]))[0]
+    expected = (images**2 * torch.tensor([0.9, 1, 1.3]).view(3, 1, 1)).clamp(max=1)
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-5)
+    drawn = draw(Augmentation(gamma=2.0, tint=0.1), seed=0, epoch=0, places=range(300))
+    gamma, tint = drawn[:, 9], drawn[:, 10:]
+    assert 0.5 <= gamma.min() < 0.55
+    assert 1.9 < gamma.max() <= 2.0
+    assert abs((gamma < 1).float().mean() - 0.5) < 0.1
+    assert 0.9 <= tint.min() < 0.91
+    assert 1.09 < tint.max() <= 1.1
+
+
+def test_a_cover_shows_the_other_picture_in_its_rectangle():
+    (images, labels), box = pictures(2, 8, 10), [0.25, 0.5, 0.75, 0.9]
+    others, other_labels = 1 - images, labels + 10
+    boxes = torch.tensor([box, [0.0, 0, 0, 0]])
+    mixed, mixed_labels = cover(images, labels, others, other_labels, boxes)
+    inside = torch.zeros(8, 10, dtype=torch.bool)
+    inside[2:6, 5:9] = True
+    assert torch.equal(mixed_labels[0], torch.where(inside, other_labels[0], labels[0]))
+    assert torch.equal(mixed[0], torch.where(inside, others[0], images[0]))
+    assert torch.equal(mixed[1], images[1])
+
+
+def test_partners_depend_on_seed_epoch_and_place_only_and_cover_half_on_average():
+    robust = PRESETS["robust"]
+    drawn = [
+        draw_partners(robust, 50, seed=1, epoch=2, places=places, view=(1, 1)) for places in (range(400), range(7, 400))
+    ]
+    for whole, part in zip(*drawn, strict=True):
+        assert torch.equal(whole[7:], part)
+    partners, _, boxes = drawn[0]
+    mixed = partners >= 0
+    assert abs(mixed.float().mean() - robust.mix) < 0.1
+    assert set(partners[mixed].tolist()) == set(range(50))
+    assert boxes.min() >= 0
+    assert boxes.max() <= 1
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    assert abs(area.mean() - 0.5) < 0.05
+    assert (draw_partners(PRESETS["views"], 50, seed=1, epoch=2, places=range(99), view=(1, 1))[0] == -1).all()

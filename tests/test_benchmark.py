@@ -115,7 +115,16 @@ def test_the_figures_of_a_row_and_a_run(measured: tuple[Figures, Figures], train
     assert (row.name, row.size, row.most, row.step_ms, row.step_spread_ms) == ("single", (48, 64), 1, None, None)
     assert (of_run.name, of_run.size, of_run.most) == (str(trained), (16, 24), 3)
     assert of_run.step_ms is not None
-    parts = {"stem": "x2", "core": "resunet", "norm": "group", "channels": 8, "depth": 1, "growth": 1.5, "steps": 3}
+    parts = {
+        "stem": "x2",
+        "core": "resunet",
+        "norm": "group",
+        "channels": 8,
+        "depth": 1,
+        "growth": 1.5,
+        "finer": 1,
+        "steps": 3,
+    }
     price = cost(network="single", classes=9, size=(48, 64), **parts)
     assert (row.parameters, row.macs_stem, row.macs_step) == (price.parameters, price.macs_stem, price.macs_step)
     last = json.loads((trained / "log.jsonl").read_text().splitlines()[-1])["val"]["steps"]

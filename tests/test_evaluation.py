@@ -34,8 +34,8 @@ def split(count=5, full=(24, 36), size=(16, 24)):
 def network():
     torch.manual_seed(3)
     made = build(
-        network="iterative-v4", stem="x2", core="resunet", norm="group", channels=8, depth=1, growth=1.5, steps=2,
-        classes=3, size=(16, 24),
+        network="iterative-v4", stem="x2", core="resunet", norm="group", channels=8, depth=1, growth=1.5, finer=1,
+        steps=2, classes=3, size=(16, 24),
     )  # fmt: skip
     with torch.no_grad():
         made.head.bias.copy_(torch.tensor([0.1, 0.0, -0.3]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trailseg.labels import IGNORE
-from trailseg.losses import StepLoss, soft_dice
+from trailseg.losses import StepLoss, class_weights, lovasz_softmax, soft_dice
 
 
 def loss_of(logits, labels, dice=1.0):
@@ -106,3 +106,50 @@ def test_gamma_weighs_whole_steps_and_their_gradients(gamma):
     mine, theirs = (torch.autograd.grad(x.sum(), logits, retain_graph=True)[0] for x in (sums, expected))
     torch.testing.assert_close(mine, theirs)
     assert [bool(mine[:, s].any()) for s in range(3)] == [gamma > 0, gamma > 0, True]
+
+
+def test_lovasz_by_hand():
+    """Two classes, three pixels of the truth 0, 0, 1 with errors 0.1, 0.4 and 0.8.
+
+    Class 0: by falling error wrong are the pixel of class 1, then both of class 0; 1 - IoU grows 1/3, 2/3, 1.
+    Class 1: the same errors; 1 - IoU is 1 as soon as its only pixel is wrong.
+    """
+    first = torch.tensor([0.9, 0.6, 0.8])
+    probabilities = torch.stack([first, 1 - first]).view(1, 2, 1, 3)
+    target = torch.tensor([[[0, 0, 1]]])
+    class_0, class_1 = (0.8 + 0.4 + 0.1) / 3, 0.8
+    assert lovasz_softmax(probabilities, target).item() == pytest.approx((class_0 + class_1) / 2)
+    with_void = torch.cat([probabilities, torch.full((1, 2, 1, 3), 0.5)], 3)
+    target = torch.cat([target, torch.full((1, 1, 3), IGNORE)], 2)
+    assert lovasz_softmax(with_void, target).item() == pytest.approx((class_0 + class_1) / 2)
+
+
+def test_lovasz_of_a_hard_answer_is_one_minus_iou():
+    truth = torch.tensor([[[0, 0, 0, 1, 1, 2]]])
+    answer = torch.tensor([[[0, 0, 1, 1, 1, 1]]])
+    hard = torch.nn.functional.one_hot(answer, 4).movedim(-1, 1).float()
+    iou = [2 / 3, 2 / 4, 0]  # class 3 is not in the truth
+    assert lovasz_softmax(hard, truth).item() == pytest.approx(1 - sum(iou) / 3)
+
+
+def test_lovasz_is_of_the_last_step_alone():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 4, 5, 6), torch.randint(0, 4, (2, 5, 6), dtype=torch.uint8)
+    sums, counts = StepLoss(dice=0, gamma=1, lovasz=2)(logits, labels)
+    expected = 2 * lovasz_softmax(logits[:, -1].softmax(1), labels.long()).sum()
+    assert (sums[1].item(), counts[1].item()) == (pytest.approx(expected.item()), 2)
+    assert torch.equal(sums[0], StepLoss(dice=0, gamma=1)(logits, labels)[0][0])
+
+
+def test_class_weights_are_enets_and_cross_entropy_their_weighted_mean():
+    counts = torch.tensor([900, 100, 0])
+    weights = class_weights(counts, 1.1)
+    raw = [1 / math.log(1.1 + share) for share in (0.9, 0.1, 0)]
+    mean = 0.9 * raw[0] + 0.1 * raw[1]
+    assert weights.tolist() == pytest.approx([w / mean for w in raw])
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 1, 3, 5, 6), torch.randint(0, 3, (2, 5, 6), dtype=torch.uint8)
+    labels[0, 0] = IGNORE
+    sums, counts = StepLoss(dice=0, gamma=1, weights=weights)(logits, labels)
+    expected = torch.nn.functional.cross_entropy(logits[:, 0], labels.long(), weights, ignore_index=IGNORE)
+    assert (sums[0] / counts[0]).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -73,6 +73,7 @@ def test_a_run_repeated_ends_the_same_to_the_bit(tmp_path):
         {},
         {"lr": 0.05, "augment": "none"},  # is best after its first epoch
         {"steps": 4, "fewest_steps": 1, "prefix": 3, "gamma": 0.8},
+        {"ema": 0.9, "weight_decay": 0.1, "warmup": 2, "augment": "robust", "crop": Size(8, 12), "balance": 1.1},
     ],
 )
 def test_a_run_cut_after_any_epoch_and_resumed_ends_the_same_to_the_bit(tmp_path, monkeypatch, options):
@@ -80,10 +81,10 @@ def test_a_run_cut_after_any_epoch_and_resumed_ends_the_same_to_the_bit(tmp_path
     for cut in (1, 2):
         save = Run.save
 
-        def save_then_die(self, which, network, optimizer, epoch, cut=cut, save=save):
+        def save_then_die(self, which, network, epoch, *state, cut=cut, save=save):
             if which == "last" and epoch > cut:
                 raise KeyboardInterrupt  # the log already has this epoch; the checkpoint does not
-            save(self, which, network, optimizer, epoch)
+            save(self, which, network, epoch, *state)
 
         monkeypatch.setattr(Run, "save", save_then_die)
         with pytest.raises(KeyboardInterrupt):
@@ -212,7 +213,8 @@ def test_the_logged_loss_is_that_of_the_augmented_pictures(tmp_path, dice):
         total = 0.0
         for places in ([0, 1, 2], [3, 4, 5], [6]):
             drawn = augment.draw(augment.PRESETS["drive"], seed=3, epoch=epoch, places=places)
-            images, labels = augment.apply(pictures.images[order[places]] / 255, pictures.labels[order[places]], drawn)
+            whole = pictures.images[order[places]] / 255, pictures.labels[order[places]]
+            images, labels = augment.apply(*whole, drawn, options.size)
             sums, counts = StepLoss(dice=dice, gamma=1)(network(images, 2), memory.labels_at_scale(labels, 2))
             total += float((sums / counts).sum()) * len(places)
         assert run.log()[epoch - 1]["loss"] == pytest.approx(total / 7, rel=1e-5)
@@ -245,8 +247,8 @@ def test_the_steps_are_drawn_apart_from_the_augmentation_and_change_nothing_in_i
     for name, options in (("varied", VARIED), ("plain", replace(VARIED, fewest_steps=None, prefix=0))):
         apply, kept = augment.apply, []
 
-        def watched(images, labels, drawn, apply=apply, kept=kept):
-            images, labels = apply(images, labels, drawn)
+        def watched(images, labels, drawn, size, apply=apply, kept=kept):
+            images, labels = apply(images, labels, drawn, size)
             kept.append((images.clone(), labels.clone()))
             return images, labels
 
@@ -391,6 +393,65 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     with pytest.raises(FileError, match="weights are no longer finite after epoch 1"):
         train(tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_the_average_is_what_is_validated_saved_and_used(tmp_path):
+    run = train(tmp_path / "run", ema=0.9)
+    tensors = weights(run)
+    average, last = (
+        {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in ("average.", "network.")
+    )
+    assert average.keys() == last.keys()
+    assert not torch.equal(average["head.weight"], last["head.weight"])
+    assert all(torch.equal(value, average[name]) for name, value in run.network().state_dict().items())
+    measured = evaluate_run(run, EvaluateOptions(run=str(run.folder), split="val", batch=3, device="cpu"))
+    assert measured["steps"] == run.log()[-1]["val"]["steps"]
+    assert weights(train(tmp_path / "plain")).keys() == {k for k in tensors if not k.startswith("average.")}
+
+
+def test_the_average_by_hand():
+    network, average = (build_network(replace(TINY, seed=seed), classes=3) for seed in (0, 1))
+    first, new = average.head.weight.clone(), network.head.weight.clone()
+    training.average_in(average, network, ema=0.9, step=0)  # keeps 1 / 10
+    torch.testing.assert_close(average.head.weight, 0.1 * first + 0.9 * new)
+    before = average.head.weight.clone()
+    training.average_in(average, network, ema=0.9, step=1000)
+    torch.testing.assert_close(average.head.weight, 0.9 * before + 0.1 * new)
+
+
+def test_warm_up_grows_evenly_and_then_leaves_the_schedule_alone():
+    options = replace(TINY, lr=1.0, epochs=10, warmup=4)
+    assert [learning_rate(options, epoch) for epoch in range(1, 7)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
+    cosine = replace(options, schedule="cosine")
+    plain = replace(cosine, warmup=0)
+    assert learning_rate(cosine, 2) == pytest.approx(0.4 * learning_rate(plain, 2))
+    assert learning_rate(cosine, 9) == learning_rate(plain, 9)
+
+
+def test_decay_shrinks_the_weights(tmp_path):
+    norms = [
+        sum(float(v.square().sum()) for k, v in weights(train(tmp_path / str(decay), weight_decay=decay)).items()
+            if k.startswith("network.cores"))
+        for decay in (0.0, 5.0)
+    ]  # fmt: skip
+    assert norms[1] < 0.9 * norms[0]
+
+
+def test_crops_are_trained_on_at_their_own_size(tmp_path, monkeypatch):
+    sizes, load = set(), training.load
+
+    def watched(*given):
+        images, labels = load(*given)
+        sizes.add((*images.shape[2:], *labels.shape[1:]))
+        return images, labels
+
+    monkeypatch.setattr(training, "load", watched)
+    run = train(tmp_path / "run", crop=Size(8, 12), augment="robust", epochs=1)
+    assert sizes == {(8, 12, 8, 12)}
+    val = run.log()[0]["val"]  # measured on whole pictures all the same
+    assert val["pixels"] == val["images"] * 16 * 24
+    with pytest.raises(OptionError, match="crop=20,24: take no more than size=16,24"):
+        replace(TINY, crop=Size(20, 24))
 
 
 def test_a_folder_that_is_taken_is_refused_and_kept(tmp_path):

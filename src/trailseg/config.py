@@ -26,23 +26,31 @@ PRECISIONS = ("32", "bf16")
 TOLERANCE = 0.01
 """Share of the pixels, 0..1, that a step must change for steps=auto to take another."""
 
+MODEL = "camvid"
+"""The network of the package that answers where none is named."""
+
+FREE = {"free": True}
+"""Marks an option that may be given without its name although it has a default."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PartsOptions:
     """The parts that a network is built from."""
 
     stem: str = "x8"
-    """Distillation stem: x1, x2, x4 or x8, by how much it makes the picture smaller each way."""
+    """Distillation stem: x1, x2, x4 or x8, by how much smaller it makes the picture each way; or s8, by strides."""
     core: str = "resunet"
-    """Core: resnet, resunet (skips), upresnet or upresunet (nearest-neighbour upsampling)."""
+    """Core: resnet, resunet (skips), upresnet or upresunet (nearest-neighbour upsampling), dilated (coarsest level)."""
     norm: str = "group"
     """Norm: group, layer, instance, batch; or layerHW (original), layerCHW, which bind the weights to one size."""
     channels: int = 60
     """Feature channels F."""
     depth: int = 4
-    """Halvings M inside the core."""
+    """Halvings M inside the core; 0 only for core=dilated."""
     growth: float = 1.5
     """Factor by which the core's channels grow a level."""
+    finer: int = 1
+    """How many times finer than the features the head predicts, each way: a divisor of the stem's scale."""
     steps: int = 3
     """Steps of refinement S."""
     size: Size = Size(128, 256)
@@ -51,7 +59,8 @@ class PartsOptions:
     def __post_init__(self) -> None:
         require_range(self, 1, LARGE, "channels")
         require_range(self, 1, STEPS_LIMIT, "steps")
-        require_range(self, 1, 10, "depth")
+        require_range(self, 0, 10, "depth")
+        require_range(self, 1, 8, "finer")
         require_range(self, 0.1, 10, "growth")
 
 
@@ -96,8 +105,18 @@ class TrainOptions(DataOptions, NetworkOptions):
     """Learning rate of Adam."""
     schedule: str = "constant"
     """Learning rate over the epochs: constant (original) or cosine (to zero)."""
+    warmup: int = 0
+    """First epochs, in which the learning rate grows evenly to `lr`."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW; with 0 it is Adam (original)."""
+    ema: float = 0.0
+    """Share that the average of the weights keeps at each optimiser step; the average is what is measured and used."""
     dice: float = 1.0
     """Weight of the Dice loss beside cross-entropy; 0 leaves it out."""
+    lovasz: float = 0.0
+    """Weight of the Lovasz-softmax loss of the last step; 0 leaves it out."""
+    balance: float | None = None
+    """c in a class's weight 1 / ln(c + its share of the pixels) in cross-entropy, 1.02 to 1.5 (default: all alike)."""
     gamma: float = 1.0
     """Weight of a step in the loss, relative to the step after it (original: 1, all alike)."""
     fewest_steps: int | None = None
@@ -105,9 +124,16 @@ class TrainOptions(DataOptions, NetworkOptions):
     prefix: int = 0
     """Most steps before those, without gradient and loss: each batch draws their number from 0 to there."""
     augment: str = "drive"
-    """Augmentation: none, seed (the original's flips and rotations by 15 and 30 degrees) or drive (forward views)."""
+    """Augmentation: none, seed (flips and rotations by 15 and 30 degrees: original), drive (forward views), views
+    (scales of 0.5 to 2), or robust (views, light, colour and mixed pictures: for drives that were never seen)."""
+    crop: Size | None = None
+    """Height,width in pixels of the view of each picture that is trained on, at zoom 1 (default: the whole picture)."""
     seed: int = 0
     """Seed of the weights, the order of the pictures and the augmentation."""
+    train_on: str = "train"
+    """Splits to train on, joined by "+": train, train+val; with camvid also without-DRIVE, such as without-0001TP."""
+    val_on: str = "val"
+    """Splits to validate on; with camvid also only-DRIVE."""
     val_every: int = 1
     """Epochs from one validation to the next; the last epoch is always validated."""
     stem_from: str | None = None
@@ -130,8 +156,14 @@ class TrainOptions(DataOptions, NetworkOptions):
         require("precision", self.precision, PRECISIONS)
         require("schedule", self.schedule, ("constant", "cosine"))
         require_range(self, 1, LARGE, "epochs", "batch", "val_every", "devices", "nodes")
-        require_range(self, 0, LARGE, "seed", "dice")
-        require_range(self, 0, 1, "gamma")
+        require_range(self, 0, LARGE, "seed", "dice", "lovasz", "warmup", "weight_decay")
+        require_range(self, 0, 1, "gamma", "ema")
+        if self.balance is not None:
+            require_range(self, 1.001, 10, "balance")
+        if self.crop is not None and not all(1 <= a <= b for a, b in zip(self.crop, self.size, strict=True)):
+            raise OptionError(
+                f"crop={self.crop[0]},{self.crop[1]}: take no more than size={self.size[0]},{self.size[1]}"
+            )
         require_range(self, 0, STEPS_LIMIT, "prefix")
         if self.fewest_steps is not None:
             require_range(self, 1, self.steps, "fewest_steps")
@@ -249,12 +281,13 @@ class EvaluateOptions(TrainedOptions):
 class PredictOptions(TrainedOptions):
     """Write class ids and an overlay for each picture, or an overlaid video, at their own size."""
 
-    model: str
-    """Run directory, or a file that `trailseg export` wrote."""
+    model: str | None = field(default=None, metadata=FREE)
+    """Run directory, exported file, or network of the package (default: camvid, of the package)."""
     pictures: str
     """Picture, folder of pictures, or video."""
-    out: str
-    """Folder to write NAME.png (8-bit class ids) and NAME_overlay.png or .mp4 to; nothing in it is overwritten."""
+    out: str | None = None
+    """Folder for NAME.png (8-bit class ids) and NAME_overlay.png or .mp4, of which none is overwritten (default:
+    answers, or the next free number)."""
     steps: int | Literal["auto"] | None = None
     """Steps of refinement, or auto: until a step changes no more than `tolerance` (default: as trained)."""
     tolerance: float = TOLERANCE
@@ -310,8 +343,8 @@ class BenchmarkOptions(PartsOptions):
 class AppOptions(TrainedOptions):
     """Open a page on this machine: drop a picture, and move a slider through the steps of its answer."""
 
-    model: str
-    """Run directory, or a file that `trailseg export` wrote."""
+    model: str | None = field(default=None, metadata=FREE)
+    """Run directory, exported file, or network of the package (default: camvid, of the package)."""
     port: int | None = None
     """Port of 127.0.0.1 (default: 7860, or the next that is free)."""
 
@@ -340,6 +373,18 @@ class ExportOptions:
         require("checkpoint", self.checkpoint, ("last", "best"))
         if self.parts and self.warm_start:
             raise OptionError("warm_start=true: step.onnx always starts from any state; leave one of the two out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """Write what others need of a finished run: its weights alone, an ONNX file, and a model card."""
+
+    run: str
+    """Run directory, as `trailseg train` made it."""
+    out: str
+    """Folder to write; it works wherever a run directory does."""
+    measured_by: str | None = None
+    """Run whose last measures the card gives: the same options, trained on fewer splits (default: this run)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trailseg.config import EvaluateOptions
 from trailseg.data.memory import Memory, decode, labels_at_scale
-from trailseg.data.readers import open_data
+from trailseg.data.readers import open_data, select
 from trailseg.errors import FileError
 from trailseg.inference import changed_share, classify
 from trailseg.labels import IGNORE
@@ -121,7 +121,7 @@ def evaluate_run(run: Run, options: EvaluateOptions, stops: Sequence[Stop] = ())
     source = open_data(trained.data, root=root, labels=trained.labels, size=trained.size, pictures=trained.pictures)
     if list(source.labels.classes) != run.config["data"]["classes"]:
         raise FileError(run.folder, "was trained on other classes than the data has now", "say its own root=")
-    pictures = source.split(options.split)
+    pictures = select(source, options.split)
     fabric = make_fabric(options.device, options.precision or trained.precision)
     return evaluate(
         network.to(fabric.device, memory_format=torch.channels_last),  # type: ignore[call-overload]

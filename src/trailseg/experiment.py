@@ -15,7 +15,7 @@ from trailseg.config import TrainOptions
 from trailseg.data.augment import PRESETS
 from trailseg.data.files import DataSet
 from trailseg.data.memory import Memory, decode
-from trailseg.data.readers import Procedural, open_data
+from trailseg.data.readers import Procedural, open_data, select
 from trailseg.errors import FileError, OptionError, require
 from trailseg.evaluation import evaluate
 from trailseg.inference import classify, refine
@@ -42,7 +42,10 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
     elif fabric.is_global_zero:
         Run.require_free(folder)
     make_repeatable()
-    memory, val = _decoded(options.data, options.root, options.labels, options.size, options.pictures)
+    memory, val = (
+        _decoded(options.data, options.root, options.labels, options.size, options.pictures, splits)
+        for splits in (options.train_on, options.val_on)
+    )
     run = Run(folder)
     network = _first_weights(options, labels, memory, begun=resume and run.epoch > 0)
     if fabric.is_global_zero:
@@ -54,16 +57,17 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
     fabric.launch()
     val = val.on(fabric.device)
     with EpochProgress(console, name, done=run.epoch, epochs=options.epochs) as progress:
-        fit(
+        network = fit(
             fabric=fabric,
             run=run,
             network=network,
             options=options,
             memory=memory,
+            classes=len(labels.classes),
             validate=lambda trained: evaluate(
                 trained,
                 val,
-                split="val",
+                split=options.val_on,
                 steps=trained.up_to(options.steps),
                 classes=labels.classes,
                 batch=options.batch,
@@ -151,14 +155,12 @@ def alone(options: TrainOptions) -> bool:
     return options.devices * options.nodes == 1
 
 
-@lru_cache(maxsize=1)  # the rows of a study share their data: read it once
+@lru_cache(maxsize=2)  # the rows of a study share their data: read it once
 def _decoded(
-    data: str, root: str | None, labels: str | None, size: tuple[int, int], pictures: int
-) -> tuple[Memory, Memory]:
-    """Train and val of a data set."""
-    source = open_data(data, root=root, labels=labels, size=size, pictures=pictures)
-    train, val = (decode(source.split(split), size) for split in ("train", "val"))
-    return train, val
+    data: str, root: str | None, labels: str | None, size: tuple[int, int], pictures: int, splits: str
+) -> Memory:
+    """Splits of a data set."""
+    return decode(select(open_data(data, root=root, labels=labels, size=size, pictures=pictures), splits), size)
 
 
 def facts_of_network(options: TrainOptions, labels: LabelSet) -> dict[str, Any]:
@@ -170,6 +172,7 @@ def facts_of_network(options: TrainOptions, labels: LabelSet) -> dict[str, Any]:
 
 def facts_of_data(options: TrainOptions, labels: LabelSet, memory: Memory, val: Memory) -> dict[str, Any]:
     """What was trained and validated on, as config.yaml holds it."""
+    seen = len(set(memory.names) & set(val.names))
     return {
         "name": options.data,
         "classes": list(labels.classes),
@@ -177,6 +180,7 @@ def facts_of_data(options: TrainOptions, labels: LabelSet, memory: Memory, val: 
         "train": len(memory.names),
         "val": len(val.names),
         "fingerprint": f"sha256:{memory.fingerprint()} {val.fingerprint()}",
+        **({"val_seen_in_training": seen} if seen else {}),
     }
 
 

@@ -1,4 +1,4 @@
-"""The loss of a trail of predictions: cross-entropy plus Dice, a weighted mean over the steps.
+"""The loss of a trail of predictions: cross-entropy plus Dice, a weighted mean over the steps, plus Lovasz of the last.
 
 Legend: B batch, S steps, K classes, h x w feature map.
 """
@@ -14,7 +14,7 @@ from trailseg.labels import IGNORE
 
 @dataclass(frozen=True)
 class StepLoss:
-    """Cross-entropy per scored pixel plus `dice` times the soft Dice loss per picture.
+    """Cross-entropy per scored pixel, plus `dice` times soft Dice and `lovasz` times Lovasz-softmax per picture.
 
     A step weighs `gamma` times as much as the one after it (RAFT, Teed and Deng 2020, section 3.3); with 1 all weigh
     the same (the original study's). It is returned as sums and counts, so that processes which share a batch can divide
@@ -23,12 +23,16 @@ class StepLoss:
 
     dice: float
     gamma: float
+    lovasz: float = 0.0
+    weights: Tensor | None = None
+    """(K,) of the classes in cross-entropy, which is then a weighted mean over the pixels; None for all alike."""
 
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Sums (2,) and counts (2,), float32, of logits (B, S, K, h, w) against labels (B, h, w) uint8.
 
         Cross-entropy is summed over scored pixels, Dice over pictures with any, both in the weighted mean of
-        the steps. Without a scored pixel sums, counts and gradients are 0.
+        the steps; Lovasz-softmax, of the last step, over the same pictures. Without a scored pixel sums, counts and
+        gradients are 0.
         """
         batch, steps = logits.shape[:2]
         weights = self.gamma ** torch.arange(steps - 1, -1, -1, device=logits.device, dtype=torch.float32)  # 0^0 is 1
@@ -38,11 +42,17 @@ class StepLoss:
         scored = target != IGNORE
         log_p = F.log_softmax(flat, 1)
         weighted = log_p * weight.view(-1, 1, 1, 1)
-        entropy = F.nll_loss(weighted, target, ignore_index=IGNORE, reduction="sum") / total
+        classes = None if self.weights is None else self.weights.to(flat)
+        entropy = F.nll_loss(weighted, target, classes, ignore_index=IGNORE, reduction="sum") / total
         dice = (soft_dice(log_p.exp(), target) * weight).sum() / total
         pictures = scored.flatten(1).any(1).sum() / steps
-        sums = torch.stack([entropy, self.dice * dice])
-        return sums, torch.stack([scored.sum() / steps, pictures]).to(sums)
+        per_picture = self.dice * dice
+        if self.lovasz:
+            last = log_p[steps - 1 :: steps].exp()
+            per_picture = per_picture + self.lovasz * lovasz_softmax(last, labels.long()).sum()
+        pixels = scored if classes is None else classes[target.where(scored, 0)] * scored
+        sums = torch.stack([entropy, per_picture])
+        return sums, torch.stack([pixels.sum() / steps, pictures]).to(sums)
 
 
 def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:
@@ -57,3 +67,33 @@ def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:
     predicted = probabilities * scored
     both = (predicted * truth).sum((2, 3))
     return 1 - ((2 * both + 1) / (predicted.sum((2, 3)) + truth.sum((2, 3)) + 1)).mean(1)
+
+
+def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
+    """Lovasz-softmax loss (N,), 0..1, of probabilities (N, K, h, w) against target (N, h, w), over scored pixels.
+
+    The convex extension of 1 - IoU, meaned over the classes of a picture's truth (Berman et al., "The Lovasz-softmax
+    loss", 2018, section 3.1); a picture without a scored pixel has the loss 0.
+    """
+    classes = probabilities.shape[1]
+    scored = (target != IGNORE)[:, None]
+    truth = (F.one_hot(target.where(target != IGNORE, 0), classes).movedim(-1, 1) * scored).flatten(2)  # (N, K, hw)
+    error = ((truth - probabilities.flatten(2)).abs()) * scored.flatten(2)
+    error, order = error.sort(2, descending=True)
+    truth = truth.gather(2, order).float()
+    # 1 - IoU of the class where the pixels up to each are wrong: what one more wrong pixel costs is its weight.
+    there = truth.sum(2, keepdim=True)
+    wrong = 1 - (there - truth.cumsum(2)) / (there + (1 - truth).cumsum(2))
+    weight = torch.diff(wrong, dim=2, prepend=wrong.new_zeros(()).expand(*wrong.shape[:2], 1))
+    seen = there[:, :, 0] > 0
+    return ((error * weight).sum(2) * seen).sum(1) / seen.sum(1).clamp(min=1)
+
+
+def class_weights(counts: Tensor, balance: float) -> Tensor:
+    """Weights (K,) of classes with these pixel counts (K,): 1 / ln(balance + share), scaled to a mean of 1 over pixels.
+
+    Paszke et al., "ENet", 2016, section 4.
+    """
+    share = counts / counts.sum().clamp(min=1)
+    weights = 1 / (balance + share).log()
+    return (weights / (weights * share).sum().clamp(min=1e-12)).float()

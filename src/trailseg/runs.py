@@ -38,7 +38,9 @@ class Run:
         folder: Path, *, name: str, options: TrainOptions, network: Mapping[str, Any], data: Mapping[str, Any]
     ) -> "Run":
         """Makes the directory, which `require_free` has found free."""
-        kept = {k: list(v) if k == "size" else v for k, v in asdict(options).items() if k not in ("out", "resume")}
+        kept = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items() if k not in ("out", "resume")
+        }
         versions = {"trailseg": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
         config = {
             "name": name, "options": kept, "network": dict(network), "data": dict(data), "versions": versions
@@ -127,12 +129,21 @@ class Run:
         """The file of the checkpoint "last" or "best"."""
         return self.folder / "checkpoints" / f"{which}.safetensors"
 
-    def save(self, which: str, network: Recurrence, optimizer: torch.optim.Optimizer | None, epoch: int) -> None:
-        """Writes weights, and the optimiser's state if given, as one file; the config stands beside it as JSON."""
+    def save(
+        self,
+        which: str,
+        network: Recurrence,
+        epoch: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        average: Recurrence | None = None,
+    ) -> None:
+        """Writes weights, the optimiser's state and averaged weights if given, as one file; beside it the config."""
         beside = self.folder / "checkpoints" / "config.json"
         if not beside.exists():
             write_whole(beside, json.dumps(self.config, indent=1))
         tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+        if average is not None:
+            tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
         if optimizer is not None:
             names = [name for name, _ in network.named_parameters()]
             for index, state in optimizer.state_dict()["state"].items():
@@ -140,11 +151,22 @@ class Run:
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         write_whole(self.checkpoint(which), safetensors.torch.save(plain, metadata={"epoch": str(epoch)}))
 
-    def load(self, network: Recurrence, which: str = "last", optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Loads weights, and the optimiser's state if asked for; FileError where they are of another network."""
+    def load(
+        self,
+        network: Recurrence,
+        which: str = "last",
+        optimizer: torch.optim.Optimizer | None = None,
+        average: Recurrence | None = None,
+    ) -> None:
+        """Loads weights, the optimiser's state and averaged weights if asked for.
+
+        FileError where they are of another network.
+        """
         path = self.checkpoint(which)
         tensors = read_tensors(path)
         load_weights(network, strip(tensors, "network."), path)
+        if average is not None:
+            load_weights(average, strip(tensors, "average."), path)
         if optimizer is not None:
             state: dict[int, dict[str, Tensor]] = {}
             for index, (name, _) in enumerate(network.named_parameters()):
@@ -161,9 +183,11 @@ class Run:
             raise FileError(self.folder / "config.yaml", str(error), "restore it, or train anew") from None
 
     def network(self, which: str = "last") -> Recurrence:
-        """The trained network, in evaluation mode."""
+        """The trained network, or the average of its weights where there is one, in evaluation mode."""
         network = self.build()
-        self.load(network, which)
+        path = self.checkpoint(which)
+        tensors = read_tensors(path)
+        load_weights(network, strip(tensors, "average.") or strip(tensors, "network."), path)
         return network.eval()
 
 
@@ -175,7 +199,7 @@ def build_network(options: TrainOptions, *, classes: int) -> Recurrence:
 
 def network_options(options: Any) -> dict[str, Any]:
     """The options that `networks.build` takes, without the number of classes."""
-    names = ("network", "stem", "core", "norm", "channels", "depth", "growth", "steps", "size")
+    names = ("network", "stem", "core", "norm", "channels", "depth", "growth", "finer", "steps", "size")
     return {name: getattr(options, name) for name in names}
 
 

@@ -4,6 +4,7 @@ Everything random in it is a function of (seed, epoch, place), so that a run rep
 ends bit for bit the same on the same device and number of threads.
 """
 
+import copy
 import logging
 import math
 import os
@@ -21,7 +22,7 @@ from trailseg.data import augment
 from trailseg.data.memory import Batch, Memory, batches, labels_at_scale
 from trailseg.errors import FileError, OptionError
 from trailseg.labels import IGNORE
-from trailseg.losses import StepLoss
+from trailseg.losses import StepLoss, class_weights
 from trailseg.networks.recurrence import Recurrence
 from trailseg.runs import Run
 
@@ -62,33 +63,38 @@ def fit(
     network: Recurrence,
     options: TrainOptions,
     memory: Memory,
+    classes: int,
     validate: Validate,
     report: Report,
-) -> None:
+) -> Recurrence:
     """Trains `network` on `memory` from the run's last checkpoint (or the network's own weights) to the last epoch.
 
-    After each epoch the log gets its line and then checkpoints/last is replaced; checkpoints/best holds the weights of
-    the best validated mIoU of the last step. FileError where a loss or weight is not finite; no checkpoint holds such.
+    Returns it, or the average of its weights where options.ema asks for one: that is also what is validated. After each
+    epoch the log gets its line and then checkpoints/last is replaced; checkpoints/best holds the weights of the best
+    validated mIoU of the last step. FileError where a loss or weight is not finite; no checkpoint holds such.
     """
     network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.freeze_stem:
         network.stem.requires_grad_(False)
-    adam = torch.optim.Adam(network.parameters(), lr=options.lr)
+    adam = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    average = copy.deepcopy(network) if options.ema else None
     done = run.epoch
     if done:
-        run.load(network, "last", adam)
+        run.load(network, "last", adam, average)
     best = max((miou_of(record) for record in run.log() if record["epoch"] <= done), default=-1.0)
     if fabric.is_global_zero:
         run.forget_after(done)
     wrapped, optimizer = fabric.setup(network, adam)
     memory = memory.on(fabric.device)
+    weights = None if options.balance is None else class_weights(memory.class_pixels(classes), options.balance)
+    criterion = StepLoss(dice=options.dice, gamma=options.gamma, lovasz=options.lovasz, weights=weights)
     for epoch in range(done + 1, options.epochs + 1):
         started = time.perf_counter()
         network.train()
         if options.freeze_stem:
             network.stem.eval()
         adam.param_groups[0]["lr"] = learning_rate(options, epoch)
-        loss = train_epoch(fabric, network, wrapped, optimizer, memory, options, epoch, run)
+        loss = train_epoch(fabric, network, wrapped, optimizer, criterion, average, memory, options, epoch, run)
         if not all(weights.isfinite().all() for weights in network.parameters()):
             problem = f"weights are no longer finite after epoch {epoch}"
             raise FileError(run.folder, problem, "train anew with a smaller lr; the last checkpoint is whole")
@@ -100,16 +106,17 @@ def fit(
             "lr": learning_rate(options, epoch),
             "seconds": round(seconds, 3),
             "pictures_per_second": round(len(memory.names) / seconds, 2),
-            "val": validate(network) if due else None,
+            "val": validate(average or network) if due else None,
         }
         if fabric.is_global_zero:
             run.append(record)
             if miou_of(record) > best:
-                run.save("best", network, None, epoch)
-            run.save("last", network, adam, epoch)
+                run.save("best", average or network, epoch)
+            run.save("last", network, epoch, adam, average)
             report(record)
         best = max(best, miou_of(record))
         fabric.barrier()
+    return average or network
 
 
 def train_epoch(
@@ -117,13 +124,15 @@ def train_epoch(
     network: Recurrence,
     wrapped: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
+    criterion: StepLoss,
+    average: Recurrence | None,
     memory: Memory,
     options: TrainOptions,
     epoch: int,
     run: Run,
 ) -> float:
     """One pass over the pictures through `network`, which Fabric has `wrapped`; the mean loss of the pictures."""
-    criterion = StepLoss(dice=options.dice, gamma=options.gamma)
+    per_epoch = -(-len(memory.names) // options.batch)
     total = torch.zeros((), dtype=torch.float64)
     rank, world = fabric.global_rank, fabric.world_size
     for number, batch in enumerate(
@@ -148,6 +157,8 @@ def train_epoch(
         optimizer.zero_grad()
         fabric.backward(loss)
         optimizer.step()
+        if average is not None:
+            average_in(average, network, ema=options.ema, step=(epoch - 1) * per_epoch + number)
         total += whole.cpu().double() * len(batch.everyone)
     return float(total) / len(memory.names)
 
@@ -160,10 +171,34 @@ def load(
     images = memory.images[where].to(device).float() / 255
     labels = memory.labels[where].to(device).masked_fill(batch.repeated.to(device)[:, None, None], IGNORE)
     preset = augment.PRESETS[options.augment]
-    if preset == augment.PRESETS["none"]:
+    size = options.crop or options.size
+    if preset == augment.PRESETS["none"] and size == options.size:
         return images, labels
-    drawn = augment.draw(preset, seed=options.seed, epoch=epoch, places=batch.places.tolist())
-    return augment.apply(images, labels, drawn)
+    view = (size[0] / options.size[0], size[1] / options.size[1])
+    drawing: dict[str, Any] = {"seed": options.seed, "epoch": epoch, "places": batch.places.tolist(), "view": view}
+    images, labels = augment.apply(images, labels, augment.draw(preset, **drawing), size)
+    partners, drawn, boxes = augment.draw_partners(preset, len(memory.names), **drawing)
+    if (mixed := partners >= 0).any():
+        where = partners[mixed].to(memory.images.device)
+        others = augment.apply(
+            memory.images[where].to(device).float() / 255, memory.labels[where].to(device), drawn[mixed], size
+        )
+        here = mixed.to(device)
+        images[here], labels[here] = augment.cover(images[here], labels[here], *others, boxes[mixed])
+    return images, labels
+
+
+@torch.no_grad()
+def average_in(average: Recurrence, network: Recurrence, *, ema: float, step: int) -> None:
+    """Moves `average` towards the weights of `network` after optimiser step `step`, from 0 for the first.
+
+    It keeps the share `ema` of itself, less in the first steps: min(ema, (1 + step) / (10 + step)).
+    """
+    kept = min(ema, (1 + step) / (10 + step))
+    for weight, new in zip(average.parameters(), network.parameters(), strict=True):
+        weight.lerp_(new, 1 - kept)
+    for buffer, its in zip(average.buffers(), network.buffers(), strict=True):
+        buffer.copy_(its)
 
 
 def draw_steps(options: TrainOptions, *, most: int, epoch: int, number: int) -> tuple[int, int]:
@@ -179,9 +214,10 @@ def draw_steps(options: TrainOptions, *, most: int, epoch: int, number: int) -> 
 
 def learning_rate(options: TrainOptions, epoch: int) -> float:
     """The learning rate of an epoch, from 1 to options.epochs."""
+    lr = options.lr * min(1, epoch / (options.warmup + 1))
     if options.schedule == "constant":
-        return options.lr
-    return options.lr * (1 + math.cos(math.pi * (epoch - 1) / options.epochs)) / 2
+        return lr
+    return lr * (1 + math.cos(math.pi * (epoch - 1) / options.epochs)) / 2
 
 
 def miou_of(record: dict[str, Any]) -> float:

@@ -116,8 +116,8 @@ class Split(NamedTuple):
     """A selection from the pictures of a folder."""
 
     folder: Folder
-    takes: Callable[[int], bool] = lambda place: True
-    """Whether the split takes the picture at this place, from 0 in the order of the names."""
+    takes: Callable[[int, str], bool] = lambda place, name: True
+    """Whether the split takes the picture of that name at that place, from 0 in the order of the names."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class DataSet:
             first, more = faults[0], len(faults) - 1
             remedy = first.remedy + (f" (and {more} more: `trailseg data check` lists them)" if more else "")
             raise FileError(first.path, first.problem, remedy)
-        chosen = [picture for place, picture in enumerate(pairs) if takes(place)]
+        chosen = [picture for place, picture in enumerate(pairs) if takes(place, picture.name)]
         if not chosen:
             problem = f"none of its {len(pairs)} pictures falls into split={name}"
             raise FileError(folder.pictures, problem, "add pictures, or name another split")

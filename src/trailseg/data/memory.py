@@ -43,6 +43,10 @@ class Memory:
         std = np.sqrt((weights * (values - mean[:, None]) ** 2).sum(1)).clip(min=1 / 255)
         return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
 
+    def class_pixels(self, classes: int) -> Tensor:
+        """How many pixels each of that many classes has, (K,) int64."""
+        return torch.bincount(self.labels.flatten(), minlength=IGNORE + 1)[:classes].cpu()
+
     def on(self, device: torch.device) -> "Memory":
         """The same with images and labels on the device, if half its free memory holds them."""
         if device.type == "cuda":

@@ -43,8 +43,8 @@ def _data_set(base: Path, content: Any) -> DataSet:
         return DataSet("folder", labels, {name: Split(folder(name)) for name in names})
     whole, fifth = folder(""), 5  # every fifth picture, in the order of the names, is kept for val
     splits = {
-        "train": Split(whole, lambda place: place % fifth > 0),
-        "val": Split(whole, lambda place: place % fifth == 0),
+        "train": Split(whole, lambda place, name: place % fifth > 0),
+        "val": Split(whole, lambda place, name: place % fifth == 0),
     }
     return DataSet("folder", labels, splits)
 

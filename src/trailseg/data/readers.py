@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,11 @@ def open_data(
     return tas500(path, label_set) if data == "tas500" else camvid(path)
 
 
+def select(source: "DataSet | Procedural", splits: str) -> list[Picture]:
+    """The pictures of a split, or of several whose names are joined by "+"."""
+    return [picture for name in splits.split("+") for picture in source.split(name)]
+
+
 def tas500(root: Path, labels: LabelSet) -> DataSet:
     """`{train,val}/`, ids in `{train,val}_labels_ids/` and colours in `{train,val}_labels/`, or one of the two.
 
@@ -67,8 +73,8 @@ def tas500(root: Path, labels: LabelSet) -> DataSet:
         labels=labels,
         splits={
             "train": Split(folder("train")),
-            "val": Split(val, lambda place: place < protocol),
-            "test": Split(val, lambda place: place >= protocol),
+            "val": Split(val, lambda place, name: place < protocol),
+            "test": Split(val, lambda place, name: place >= protocol),
             "val-all": Split(val),
         },
     )
@@ -77,12 +83,23 @@ def tas500(root: Path, labels: LabelSet) -> DataSet:
 def camvid(root: Path) -> DataSet:
     """`{train,val,test}/` and `{train,val,test}annot/` of the SegNet tutorial, in `root` or in `root/CamVid`.
 
-    The test pictures may be absent.
+    The test pictures may be absent. Beside the three splits there are, for each drive of the training pictures (what
+    stands before "_" in their names), without-DRIVE and only-DRIVE: to train on the others and to measure on a drive
+    that was never seen.
     """
     root = root / "CamVid" if (root / "CamVid").is_dir() else root
     names = ["train", "val"] + ["test"] * (root / "test").is_dir()
     folders = {name: Folder(root / name, (LabelFolder(root / f"{name}annot", "ids"),), CAMVID) for name in names}
-    return DataSet("camvid", CAMVID, {name: Split(folder) for name, folder in folders.items()})
+    splits = {name: Split(folder) for name, folder in folders.items()}
+    train = folders["train"]
+    for drive in sorted({path.stem.partition("_")[0] for path in train.pictures.glob("*_*")}):
+        for name, wanted in (("only", True), ("without", False)):
+            splits[f"{name}-{drive}"] = Split(train, partial(_of_drive, f"{drive}_", wanted))
+    return DataSet("camvid", CAMVID, splits)
+
+
+def _of_drive(prefix: str, wanted: bool, place: int, name: str) -> bool:
+    return name.startswith(prefix) == wanted
 
 
 @dataclass(frozen=True)
