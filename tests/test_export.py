@@ -49,8 +49,8 @@ def exported(
 
 KINDS: dict[str, dict[str, Any]] = {
     "recalling loop": {"network": "iterative-v4", "warm_start": True},
-    "gated": {"network": "gated", "stem": "s8", "core": "dilated", "finer": 2, "warm_start": True},
-    "gated parts": {"network": "gated", "stem": "s8", "core": "dilated", "finer": 2, "parts": True},
+    "gated": {"network": "gated", "stem": "s8", "core": "dilated", "norm": "step", "finer": 2, "warm_start": True},
+    "gated parts": {"network": "gated", "stem": "s8", "core": "dilated", "norm": "step", "finer": 2, "parts": True},
     "loop of two cores": {"network": "iterative-v5"},
     "stack": {"network": "res-hourglass"},
     "stack bound to a size": {"network": "1-own", "norm": "layerHW"},

@@ -216,6 +216,23 @@ def test_every_norm_trains(norm):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
+def test_step_norm_keeps_the_statistics_of_the_first_step_apart():
+    network = make("gated", norm="step")
+    merge = network.cores[0].merge.body[1]
+    network(picture(2, 3, 16, 24), 3)
+    assert (merge.first.num_batches_tracked, merge.later.num_batches_tracked) == (1, 2)
+    network(picture(2, 3, 16, 24), 1)
+    assert (merge.first.num_batches_tracked, merge.later.num_batches_tracked) == (2, 2)
+    assert isinstance(network.stem[1], torch.nn.BatchNorm2d)  # the stem has one step only
+    network.eval()
+    before = network(picture(1, 3, 16, 24), 3)
+    with torch.no_grad():
+        merge.later.running_mean.add_(1)
+    after = network(picture(1, 3, 16, 24), 3)
+    assert torch.equal(before[:, 0], after[:, 0])
+    assert not torch.equal(before[:, 1], after[:, 1])
+
+
 @pytest.mark.parametrize("norm", SIZE_FREE)
 def test_size_free_norms_take_any_size(norm):
     assert make(norm=norm).eval()(picture(1, 3, 30, 50), 2).shape[-2:] == (15, 25)

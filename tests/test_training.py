@@ -502,6 +502,26 @@ def test_a_study_is_checked_whole_before_anything_is_trained(tmp_path):
     assert [run.options.seed for run in study.plan(file, tmp_path / "out", {"seed": 4})] == [4]
 
 
+def test_a_study_runs_each_row_on_each_of_its_splits(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text("""
+        seeds: [0, 1]
+        splits: [{train_on: train, val_on: val}, {train_on: without-a, val_on: only-a}]
+        runs: [{network: gated}, {name: other, network: gated, lr: 0.1}]
+    """)
+    planned = study.plan(file, tmp_path, {})
+    assert [(run.name, run.options.train_on, run.folder.name) for run in planned[:4]] == [
+        ("gated", "train", "gated-val-seed0"),
+        ("gated", "train", "gated-val-seed1"),
+        ("gated", "without-a", "gated-only-a-seed0"),
+        ("gated", "without-a", "gated-only-a-seed1"),
+    ]
+    assert len(planned) == 8
+    file.write_text("splits: [{lr: 1}]\nruns: [{network: gated}]")
+    with pytest.raises(FileError, match="list mappings of train_on and val_on"):
+        study.plan(file, tmp_path, {})
+
+
 def test_a_study_trains_what_is_missing_and_leaves_what_is_done(tmp_path):
     file = tmp_path / "study.yaml"
     options = "{stem: x2, channels: 4, depth: 1, steps: 2, size: [16, 24], pictures: 5, epochs: 1, device: cpu}"

@@ -42,7 +42,8 @@ class PartsOptions:
     core: str = "resunet"
     """Core: resnet, resunet (skips), upresnet or upresunet (nearest-neighbour upsampling), dilated (coarsest level)."""
     norm: str = "group"
-    """Norm: group, layer, instance, batch; or layerHW (original), layerCHW, which bind the weights to one size."""
+    """Norm: group, layer, instance, batch, step (batch, with the first step's statistics apart); or layerHW (original),
+    layerCHW, which bind the weights to one size."""
     channels: int = 60
     """Feature channels F."""
     depth: int = 4
@@ -125,7 +126,7 @@ class TrainOptions(DataOptions, NetworkOptions):
     """Most steps before those, without gradient and loss: each batch draws their number from 0 to there."""
     augment: str = "drive"
     """Augmentation: none, seed (flips and rotations by 15 and 30 degrees: original), drive (forward views), views
-    (scales of 0.5 to 2), or robust (views, light, colour and mixed pictures: for drives that were never seen)."""
+    (scales of 0.7 to 2), or robust (views, light, colour and mixed pictures: for drives that were never seen)."""
     crop: Size | None = None
     """Height,width in pixels of the view of each picture that is trained on, at zoom 1 (default: the whole picture)."""
     seed: int = 0
@@ -169,8 +170,8 @@ class TrainOptions(DataOptions, NetworkOptions):
             require_range(self, 1, self.steps, "fewest_steps")
         if not 0 < self.lr < 1e30:
             raise OptionError(f"lr={self.lr}: take a learning rate above 0, such as 0.001")
-        if self.norm == "batch" and self.devices * self.nodes > 1:
-            raise OptionError("norm=batch: each process would take statistics of its own; take norm=group")
+        if self.norm in ("batch", "step") and self.devices * self.nodes > 1:
+            raise OptionError(f"norm={self.norm}: each process would take statistics of its own; take norm=group")
         if self.freeze_stem and self.stem_from is None:
             raise OptionError("freeze_stem=true needs a trained stem: say stem_from=RUN")
         if self.resume and self.out:

@@ -340,10 +340,12 @@ class _Graph:
         exported.CopyFrom(self._exported[compute])
         names = dict(zip([v.name for v in [*exported.input, *exported.output]], [*inputs, *outputs], strict=True))
         for tensor in exported.initializer:  # weights bear their own names, which all parts share; constants do not
-            names[tensor.name] = tensor.name if "." in tensor.name else f"{outputs[-1]}/{tensor.name}"
-            tensor.name = names[tensor.name]
-            known = self.initializers.setdefault(tensor.name, tensor)
-            assert known.raw_data == tensor.raw_data, f"two weights are called {tensor.name}"
+            name = tensor.name if "." in tensor.name else f"{outputs[-1]}/{tensor.name}"
+            if self.initializers.get(name, tensor).raw_data != tensor.raw_data:
+                name = f"further/{name}"  # into which the statistics of a norm were folded, those of the later steps
+            names[tensor.name] = tensor.name = name
+            known = self.initializers.setdefault(name, tensor)
+            assert known.raw_data == tensor.raw_data, f"two weights are called {name}"
         for node in exported.node:
             node.ClearField("metadata_props")
             node.ClearField("doc_string")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,22 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
     """The runs of a study file.
 
     The file maps `title`, `defaults` (options for all), `seeds` (each row is run with each) and `runs`, a list of rows:
-    options, and a `name` where two rows have the same network. For the report it may list `published` figures.
-    OptionError where a row is not right.
+    options, and a `name` where two rows have the same network. Each row is also run with each of `splits`, a list of
+    train_on and val_on, where there is one. For the report it may list `published` figures. OptionError where a row is
+    not right.
     """
     content = read_yaml(file)
     for key in content:
-        if key not in ("title", "defaults", "seeds", "runs", "published"):
-            raise FileError(file, f"has the key {key}", "a study holds title, defaults, seeds, runs and published")
+        if key not in ("title", "defaults", "seeds", "splits", "runs", "published"):
+            raise FileError(file, f"has the key {key}", "a study holds title, defaults, seeds, splits, runs, published")
     rows, defaults, seeds = content.get("runs"), content.get("defaults") or {}, content.get("seeds") or [None]
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in [defaults, *rows]):
         raise FileError(file, "is no study", "list its runs under 'runs', each a mapping of options")
+    splits = content.get("splits") or [{}]
+    if not isinstance(splits, list) or not all(
+        isinstance(s, dict) and set(s) <= {"train_on", "val_on"} for s in splits
+    ):
+        raise FileError(file, f"has splits: {splits}", "list mappings of train_on and val_on, each a split")
     if not isinstance(seeds, list):
         raise FileError(file, f"has seeds: {seeds}", "write a list, such as seeds: [0, 1, 2]")
     read_published(content, file)  # the report will need them: better now than after the training
@@ -52,10 +59,10 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise OptionError(f"{file}: name={name}: use letters, digits, '.', '_' and '-'")
         given = {k: v for k, v in row.items() if k != "name"}
-        for seed in [None] if "seed" in overrides else seeds:
-            values = {**defaults, **given, **({} if seed is None else {"seed": seed}), **overrides}
+        for split, seed in product(splits, [None] if "seed" in overrides else seeds):
+            values = {**defaults, **given, **split, **({} if seed is None else {"seed": seed}), **overrides}
             options = from_mapping(TrainOptions, values, f"{file}: {name}")
-            folder = out / f"{name}-seed{options.seed}"
+            folder = out / "-".join([name, *([options.val_on] if split else []), f"seed{options.seed}"])
             if folder in planned:
                 raise OptionError(f"{file}: two rows are called {name}; give each a name of its own")
             if not alone(options):

@@ -190,15 +190,15 @@ def load(
 
 @torch.no_grad()
 def average_in(average: Recurrence, network: Recurrence, *, ema: float, step: int) -> None:
-    """Moves `average` towards the weights of `network` after optimiser step `step`, from 0 for the first.
+    """Moves `average` towards the weights of `network`, and the statistics of its norms, after an optimiser step.
 
-    It keeps the share `ema` of itself, less in the first steps: min(ema, (1 + step) / (10 + step)).
+    `step` counts these from 0. It keeps the share `ema` of itself, in the first steps less: (1 + step) / (10 + step).
     """
     kept = min(ema, (1 + step) / (10 + step))
     for weight, new in zip(average.parameters(), network.parameters(), strict=True):
         weight.lerp_(new, 1 - kept)
     for buffer, its in zip(average.buffers(), network.buffers(), strict=True):
-        buffer.copy_(its)
+        buffer.copy_(torch.lerp(buffer, its, 1 - kept) if buffer.is_floating_point() else its)
 
 
 def draw_steps(options: TrainOptions, *, most: int, epoch: int, number: int) -> tuple[int, int]:

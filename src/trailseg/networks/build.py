@@ -41,7 +41,7 @@ def build(
         )
     multiple = stride * 2**depth
     padded = (-(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple)
-    if norm in ("batch", "instance") and padded == (multiple, multiple):
+    if norm in ("batch", "step", "instance") and padded == (multiple, multiple):
         raise OptionError(
             f"norm={norm}: the deepest features of a {size[0]} x {size[1]} picture are a single point, of which no "
             "variance can be taken; take a larger size, a smaller stem or depth, or norm=group"
@@ -50,7 +50,7 @@ def build(
     cores = steps if row.cores == "S" else row.cores
     max_steps = row.max_steps or (steps if row.cores == "S" else None)
     return Recurrence(
-        stem=make_stem(scale=stride, channels=channels, norm=make_norm, size=padded),
+        stem=make_stem(scale=stride, channels=channels, norm=NORMS["batch" if norm == "step" else norm], size=padded),
         cores=[
             make_core(channels=channels, depth=depth, growth=growth, norm=make_norm, size=features, **switches)
             for _ in range(cores)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trailseg.errors import OptionError
-from trailseg.networks.norms import Size
+from trailseg.networks.norms import Size, StepNorm
 
 
 class State(NamedTuple):
@@ -74,6 +74,7 @@ class Recurrence(nn.Module):
         self.feedback = feedback
         self.fuses = nn.ModuleList(fuses)
         self.gate = gate
+        self.step_norms = [module for core in cores for module in core.modules() if isinstance(module, StepNorm)]
         self.residual = residual
         self.max_steps, self.bound_to = max_steps, bound_to
         self.stride, self.scale, self.multiple = stride, scale, multiple
@@ -113,6 +114,8 @@ class Recurrence(nn.Module):
             assert self.feedback is not None
             state = _at(self.fuses, t - 1)(torch.cat([context, before.hidden], 1)) if self.fuses else before.hidden
             x = _at(self.alpha, t - 1) * state + _at(self.beta, t - 1) * self.feedback(before.logits)
+        for norm in self.step_norms:
+            norm.step = t
         hidden = _at(self.cores, t)(x)
         if self.gate is not None:
             hidden = hidden * self.gate(torch.cat([x, hidden], 1)).sigmoid()

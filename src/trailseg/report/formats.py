@@ -11,13 +11,14 @@ import numpy as np
 from trailseg.report.claims import claims
 from trailseg.report.logs import Run
 from trailseg.report.published import Published
-from trailseg.report.table import NONE, Row, Table
+from trailseg.report.table import NONE, Row, Stat, Table
 
 READING = (
     "Measured after the last validated epoch, never the best one, at full picture resolution unless a column says stem "
     "scale. Several seeds: mean ± sample standard deviation. Growth: mIoU of the last step less that of the first."
 )
 PUBLISHED = "As others report them. Nothing of this was measured here: before comparing, see what it was measured on."
+ACROSS = "mIoU % of the last step, on each split"
 WORDS = ("network", "trained on", "measured on", "source")  # columns that begin at the left
 
 
@@ -60,6 +61,24 @@ def _facts(row: Row) -> tuple[str, ...]:
     )
 
 
+def across(tables: Sequence[Table]) -> list[dict[str, str]]:
+    """The mIoU of each network on each split, as text by column title; none unless there are several splits.
+
+    The last column is the mean over the splits, of those networks that were measured on all.
+    """
+    splits = list(dict.fromkeys(table.validation.split for table in tables))
+    if len(splits) < 2 or len(splits) < len(tables):
+        return []
+    found = {(row.name, table.validation.split): row.miou[-1] for table in tables for row in table.rows}
+    lines = []
+    for name in dict.fromkeys(name for name, _ in found):
+        here = [found.get((name, split)) for split in splits]
+        mean = Stat(sum(stat.mean for stat in here if stat) / len(splits), None).percent() if all(here) else NONE
+        texts = [stat.percent() if stat else NONE for stat in here]
+        lines.append({"network": name, **dict(zip(splits, texts, strict=True)), "mean of all": mean})
+    return lines
+
+
 def published_cells(published: Sequence[Published]) -> list[dict[str, str]]:
     """The figures of others as text by column title."""
     return [
@@ -79,6 +98,8 @@ def to_markdown(tables: Sequence[Table], unfinished: Sequence[Run], title: str) 
     parts = [f"# {_escape(title)}", READING]
     if len(tables) > 1:
         parts.append(f"**{several(tables)}**")
+    if lines := across(tables):
+        parts += [f"## {ACROSS}", _grid(lines)]
     for table, rows in zip(tables, cells(tables), strict=True):
         parts += [f"## {_escape(table.heading)}", _escape(summary(table)), _grid(rows)]
         parts.append("\n".join(f"- {_escape(note)}" for note in table.notes))

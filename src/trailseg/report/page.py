@@ -11,7 +11,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from trailseg.report.claims import claims
-from trailseg.report.formats import PUBLISHED, READING, cells, published_cells, several, summary, unfinished_note
+from trailseg.report.formats import (
+    ACROSS,
+    PUBLISHED,
+    READING,
+    across,
+    cells,
+    published_cells,
+    several,
+    summary,
+    unfinished_note,
+)
 from trailseg.report.logs import Run
 from trailseg.report.plots import Plot
 from trailseg.report.table import Row, Table, settings
@@ -32,6 +42,8 @@ def render(
         reading=READING,
         warning=several(tables) if len(tables) > 1 else None,
         sections=[_section(*parts) for parts in zip(tables, cells(tables), plots, strict=True)],
+        across=across(tables),
+        about_across=ACROSS,
         about_published=PUBLISHED,
         unfinished=[unfinished_note(run) for run in unfinished],
         common={name: _text(value) for name, value in common.items()},
