@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from trailseg.cli import COMMANDS
-from trailseg.config import BenchmarkOptions, EvaluateOptions, PredictOptions, Size, TrainOptions
+from trailseg.config import (
+    AppOptions,
+    BenchmarkOptions,
+    EvaluateOptions,
+    ExportOptions,
+    PredictOptions,
+    Size,
+    TrainOptions,
+)
 from trailseg.errors import FileError, OptionError
 from trailseg.parsing import from_mapping, help_text, read_words, read_yaml, signature
 
@@ -35,8 +43,19 @@ def test_what_is_needed_may_go_without_its_name_in_any_place_but_out_never_does(
     assert read_words(PredictOptions, ["model=r", "out=o", "./a=b.png"]) == expected
     with pytest.raises(OptionError, match=r"'o' is one word too many"):
         read_words(PredictOptions, ["r", "p", "o"])
+    with pytest.raises(OptionError, match=r"run is missing: say run=RUN"):
+        read_words(ExportOptions, ["out=o"])
+
+
+def test_a_model_may_go_without_its_name_only_where_there_is_a_word_for_the_pictures_too():
+    for words in (["p"], ["pictures=p"]):
+        assert read_words(PredictOptions, words) == {"pictures": "p"}
+    expected = {"model": "r", "pictures": "p"}
+    for words in (["r", "p"], ["p", "model=r"], ["--model", "r", "p"], ["pictures=p", "r"], ["r", "--pictures=p"]):
+        assert read_words(PredictOptions, words) == expected
+    assert (read_words(AppOptions, []), read_words(AppOptions, ["r"])) == ({}, {"model": "r"})
     with pytest.raises(OptionError, match=r"pictures is missing: say pictures=PICTURES"):
-        read_words(PredictOptions, ["r", "out=o"])
+        read_words(PredictOptions, ["model=r"])
 
 
 def test_the_command_line_wins_over_files_and_a_later_file_over_an_earlier(tmp_path: Path):
@@ -197,6 +216,7 @@ def test_help_shows_every_option_with_its_default_and_a_line_of_its_own(command:
     expected = [f"{k}={v.lower() if isinstance(defaults[k], bool) else v}" for k, v in texts.items()]
     assert sorted(shown) == sorted(expected)
     assert all(text.strip().endswith((".", ")")) and len(text.strip()) > 12 for text in shown.values())
+    assert not [text for text in shown.values() if "  " in text.strip()]
 
 
 def test_help_fits_the_terminal(monkeypatch: pytest.MonkeyPatch):
@@ -205,6 +225,7 @@ def test_help_fits_the_terminal(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_signatures_name_what_a_command_cannot_do_without():
-    assert signature("predict", PredictOptions) == "predict MODEL PICTURES out=OUT"
+    assert signature("predict", PredictOptions) == "predict [MODEL] PICTURES"
+    assert signature("export", ExportOptions) == "export RUN out=OUT"
     assert signature("benchmark", BenchmarkOptions) == "benchmark [NETWORKS ...]"
     assert signature("train", TrainOptions) == "train"

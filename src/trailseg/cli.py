@@ -173,7 +173,7 @@ def predict(given: Given) -> int:
     from trailseg.prediction import predict as predict_all
 
     code = 0
-    for written in predict_all(options):
+    for written in predict_all(options, Path(options.out) if options.out else _free("answers")):
         if isinstance(written, FileError):
             code = _fail("predict", written, 1)
         else:
@@ -192,6 +192,17 @@ def export(given: Given) -> int:
     _print_table(["picture", "steps", "classes", "probability"], rows)
     for file in written.files:
         print(f"\nwrote {file}, {file.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+def pack(given: Given) -> int:
+    """`trailseg pack`."""
+    options = from_mapping(config.PackOptions, given)
+    from trailseg.packing import pack as write
+
+    folder = write(options)
+    print((folder / "card.md").read_text(encoding="utf-8"))
+    print(f"wrote {folder}, {sum(file.stat().st_size for file in folder.rglob('*') if file.is_file()) / 1e6:.2f} MB")
     return 0
 
 
@@ -279,6 +290,7 @@ COMMANDS: dict[str, tuple[Callable[[Given], int], type]] = {
     "predict": (predict, config.PredictOptions),
     "benchmark": (benchmark, config.BenchmarkOptions),
     "export": (export, config.ExportOptions),
+    "pack": (pack, config.PackOptions),
     "app": (app, config.AppOptions),
     "study": (study, config.StudyOptions),
     "report": (report, config.ReportOptions),
@@ -360,11 +372,16 @@ def _fail(name: str, error: object, code: int) -> int:
 
 def _free_png(out: str | None, name: str) -> Path:
     """`out`, or else NAME.png with the first free number; FileError where `out` is there already."""
-    free = itertools.chain([Path(f"{name}.png")], (Path(f"{name}-{number}.png") for number in itertools.count(2)))
-    path = Path(out) if out else next(path for path in free if not path.exists())
+    path = Path(out) if out else _free(name, ".png")
     if path.exists():
         raise FileError(path, "is there already", "say another out=, or remove it")
     return path
+
+
+def _free(name: str, suffix: str = "") -> Path:
+    """NAME, or else NAME-2, NAME-3, ...: the first that is free."""
+    numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    return next(path for path in (Path(f"{name}{number}{suffix}") for number in numbers) if not path.exists())
 
 
 def _console() -> Any:

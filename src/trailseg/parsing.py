@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, set_parsing_settings
 from jsonargparse.typing import register_type
 
-from trailseg.config import Size, StepRange
+from trailseg.config import FREE, Size, StepRange
 from trailseg.errors import FileError, OptionError, require
 
 T = TypeVar("T")
@@ -89,16 +89,16 @@ def read_words(kind: type, words: Sequence[str]) -> dict[str, Any]:
     """The options that a command line gives, not yet converted; OptionError on an unknown or missing one.
 
     Values of `-c file.yaml` come first, in order, and the command line wins over them. Options without a default may be
-    given without their name, in their order, save `out`; words beyond them belong to an option that is a list.
+    given without their name, in their order, save `out`; so may those marked `config.FREE`, where there is a word for
+    each. Words beyond them belong to an option that is a list.
     """
     types = {field.name: field.type for field in fields(kind)}
     from_files: dict[str, Any] = {}
     given: dict[str, str] = {}
-    many = [name for name, kind_ in types.items() if kind_ == list[str]]
+    nameless: list[str] = []
     queue = list(words)
     while queue:
         word = queue.pop(0)
-        free = [name for name in _required(kind) if name not in (*given, "out")]
         if match := re.fullmatch(r"(?:-c|--config)(?:=(.*))?", word):
             from_files |= _read_options(Path(match[1] or _next(queue, word)), kind)
         elif match := re.fullmatch(r"(?:--)?([A-Za-z][\w-]*)=(.*)", word, re.DOTALL):
@@ -109,12 +109,17 @@ def read_words(kind: type, words: Sequence[str]) -> dict[str, Any]:
             given[name] = "true" if alone else _next(queue, word)
         elif word.startswith("-") and len(word) > 1:
             raise OptionError(f"{word} is not an option; write key=value or --key value")
-        elif free:
-            given[free[0]] = word
-        elif many:
-            given[many[0]] = f"{given[many[0]]},{word}" if many[0] in given else word
         else:
-            raise OptionError(f"'{word}' is one word too many; write options as key=value")
+            nameless.append(word)
+    free = [name for name in _free(kind) if name not in given]
+    if len(nameless) < len(free):
+        free = [name for name in free if name in _required(kind)]
+    given |= zip(free, nameless, strict=False)
+    if left := nameless[len(free) :]:
+        many = [name for name, kind_ in types.items() if kind_ == list[str]]
+        if not many:
+            raise OptionError(f"'{left[0]}' is one word too many; write options as key=value")
+        given[many[0]] = ",".join(filter(None, [given.get(many[0]), *left]))
     values = from_files | given
     for name in _required(kind):
         if name not in values:
@@ -151,9 +156,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def signature(command: str, kind: type) -> str:
-    """A command and what it cannot do without, such as 'predict RUN PICTURES out=OUT'."""
+    """A command and what it takes without a name or needs: 'export RUN out=OUT', 'predict [MODEL] PICTURES'."""
+    words = [name.upper() if name in _required(kind) else f"[{name.upper()}]" for name in _free(kind)]
+    out = ["out=OUT"] * ("out" in _required(kind))
     many = [f"[{field.name.upper()} ...]" for field in fields(kind) if field.type == list[str]]
-    return " ".join([command, *(f"{n}={n.upper()}" if n == "out" else n.upper() for n in _required(kind)), *many])
+    return " ".join([command, *words, *out, *many])
 
 
 def help_text(command: str, kind: type) -> str:
@@ -166,7 +173,8 @@ def help_text(command: str, kind: type) -> str:
         shown = (
             ",".join(map(str, default)) if isinstance(default, Size | list) else str("" if default is None else default)
         )
-        rows[f"{action.dest}={shown.lower() if isinstance(default, bool) else shown}"] = action.help
+        name = f"{action.dest}={shown.lower() if isinstance(default, bool) else shown}"
+        rows[name] = " ".join(str(action.help).split())
     indent = max(map(len, rows)) + 4
     width = max(shutil.get_terminal_size((120, 24)).columns, indent + 30)
     lines = [
@@ -186,6 +194,12 @@ def _parser(kind: type) -> ArgumentParser:
 
 def _required(kind: type) -> list[str]:
     return [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
+
+
+def _free(kind: type) -> list[str]:
+    """The options that may be given without their name."""
+    marked = {field.name for field in fields(kind) if field.metadata.items() >= FREE.items()}
+    return [field.name for field in fields(kind) if field.name in {*_required(kind), *marked} - {"out"}]
 
 
 def _read_options(path: Path, kind: type) -> dict[str, Any]:

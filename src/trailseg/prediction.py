@@ -18,14 +18,14 @@ class Written(NamedTuple):
     steps: float
 
 
-def predict(options: PredictOptions) -> Iterator[Written | FileError]:
-    """Writes NAME.png (8-bit class ids) and NAME_overlay.png for each picture, or NAME_overlay.mp4 for a video.
+def predict(options: PredictOptions, out: Path) -> Iterator[Written | FileError]:
+    """Writes NAME.png (8-bit class ids) and NAME_overlay.png of each picture, or NAME_overlay.mp4 of a video, to `out`.
 
     Yields each NAME.png, or for a picture that cannot be read what is wrong with it; of a video that breaks off, what
     was answered is kept. FileError, before anything is written, where a file would be overwritten or two pictures share
     a name.
     """
-    source, out = Path(options.pictures), Path(options.out)
+    source = Path(options.pictures)
     video = source.suffix.lower() in VIDEO_SUFFIXES and source.is_file()
     if options.warm_start and not video:
         raise OptionError("warm_start=true: only the frames of a video follow each other; leave it out for pictures")

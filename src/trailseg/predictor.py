@@ -1,6 +1,6 @@
 """The Python interface: a trained network that answers pictures, folders and videos, in as many steps as you like.
 
-predictor = Predictor("runs/v4")                     # a run directory, or a file that `trailseg export` wrote
+predictor = Predictor()                              # the network of the package, or Predictor("runs/v4")
 answer = predictor("photo.jpg", steps="auto")        # or steps=5; a path, a PIL image or an array
 answer.ids, answer.probability, answer.trail         # class, its probability, and the class after every step
 answer.overlay()                                     # the picture, half covered by the colours of its classes
@@ -9,18 +9,25 @@ answer.overlay()                                     # the picture, half covered
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from trailseg.config import STEPS_LIMIT, TOLERANCE, Size
+from trailseg.config import MODEL, STEPS_LIMIT, TOLERANCE, Size
 from trailseg.data.pictures import MAX_PIXELS, PICTURE_SUFFIXES, as_rgb, read_image
 from trailseg.errors import FileError, OptionError
 from trailseg.labels import make_palette
 from trailseg.model import Facts, Model
 from trailseg.video import VideoReader
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""What `trailseg pack` wrote of the networks in the package, each in a folder of its name."""
+
+RUN_PACKAGES = ("torch", "lightning_fabric", "safetensors")
+"""What a run directory needs to be read."""
 
 Picture = str | Path | Image.Image | np.ndarray
 """A picture file, a PIL image, or (H, W, 3) uint8 RGB."""
@@ -55,22 +62,24 @@ class Answer:
 
 
 class Predictor:
-    """A trained network, from a run directory (needs PyTorch) or an exported file (needs onnxruntime).
+    """A trained network: a run directory (needs PyTorch) or an exported file (needs onnxruntime).
 
-    Pictures of any size are resized to the size that the network was trained with, or to `size`, and answered at their
-    own size. FileError where the file or folder is not a trained network, OptionError on a wrong option.
+    What `trailseg pack` wrote needs either of the two. So do the networks of the package, which go by the names of
+    `packed()`; None is config.MODEL. Pictures of any size are resized to the size that the network was trained with, or
+    to `size`, and answered at their own size. FileError where the file or folder is not a trained network, OptionError
+    on a wrong option.
     """
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | None = None,
         *,
         device: str = "auto",
         precision: str = "32",
         checkpoint: str = "last",
         size: tuple[int, int] | None = None,
     ) -> None:
-        self._path = Path(model)
+        self._path = find_model(model)
         self._model = _open(self._path, device=device, precision=precision, checkpoint=checkpoint)
         self.size = Size(*size) if size else self._model.facts.size
 
@@ -219,6 +228,27 @@ class Predictor:
         return count, stop
 
 
+def packed() -> list[str]:
+    """The names of the trained networks in the package."""
+    return sorted(config.parent.name for config in WEIGHTS.glob("*/config.yaml"))
+
+
+def find_model(model: str | Path | None) -> Path:
+    """The trained network at that path, or else the one of that name in the package; None stands for config.MODEL.
+
+    FileError where nothing is there.
+    """
+    if model is None:
+        return WEIGHTS / MODEL
+    path = Path(model)
+    if str(model) in packed() and not (path.is_file() or (path / "config.yaml").exists()):
+        return WEIGHTS / model
+    if not path.exists() and path.suffix.lower() != ".onnx":
+        problem = "there is no such run directory or exported file, nor a network of that name in the package"
+        raise FileError(path, problem, f"name one of these; the package has {', '.join(packed())}")
+    return path
+
+
 def find_pictures(path: Path) -> list[Path]:
     """The picture itself, or the pictures of a folder in the order of their names; FileError where there are none."""
     if not path.exists():
@@ -238,7 +268,10 @@ def overlay(image: np.ndarray, ids: np.ndarray, palette: np.ndarray) -> np.ndarr
 
 def _open(path: Path, *, device: str, precision: str, checkpoint: str) -> Model:
     """The network of a run directory, of an exported file, or of a folder of exported parts."""
-    if path.suffix.lower() == ".onnx" or path.is_file() or (path / "stem.onnx").exists():
+    exported = path.suffix.lower() == ".onnx" or path.is_file() or (path / "stem.onnx").exists()
+    if not exported and (path / "model.onnx").exists() and not all(map(find_spec, RUN_PACKAGES)):
+        path, exported = path / "model.onnx", True
+    if exported:
         from trailseg.onnx_model import OnnxModel, OnnxParts
 
         if precision != "32":

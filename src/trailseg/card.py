@@ -1,0 +1,182 @@
+"""The model card of a packed run: what it was trained on, how well it does, and what it is not for.
+
+Every figure comes from the files beside it: config.yaml, measures.json, and the sizes of the others.
+"""
+
+import json
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trailseg.errors import FileError
+from trailseg.inference import facts_of
+from trailseg.model import Facts
+from trailseg.runs import PLACE, Run
+
+WEAK = 0.3
+"""IoU, 0..1, below which the card warns of a class."""
+
+ABOUT = {
+    "tas500": "Its pictures show tracks and fields off the road, in one region and from one vehicle.",
+    "camvid": "Its pictures show roads in and around Cambridge (UK), from one car, by day and at dusk.",
+    "folder": "Its pictures are its user's own: only that user knows what they show.",
+    "procedural": "Its pictures were painted by a program: it has never seen a photograph.",
+}
+"""What the pictures of each data set show."""
+
+NEAR = "`val` is a later piece of a drive that is also in `train`: on another drive expect less."
+"""Of CamVid's val."""
+
+
+def card(folder: Path) -> str:
+    """The model card, in Markdown, of a folder that `packing.pack` filled; FileError where it is none."""
+    run = Run.open(folder)
+    measured = read_measures(folder)
+    facts, options, config = facts_of(run), run.options, run.config
+    weights = [file for file in (run.checkpoint("last"), folder / "model.onnx") if file.exists()]
+    most = "any number" if facts.max_steps is None else f"at most {facts.max_steps}"
+    about = {
+        "data": facts.data,
+        "licence of the weights": f"{facts.licence} (that of the data)",
+        "trained on": f"`{options.train_on}`: {config['data']['train']} pictures",
+        "network": f"{facts.network}, {facts.parameters / 1e6:.2f} M parameters",
+        "size of a picture": f"{facts.size.height} x {facts.size.width} pixels; others are resized to it and back",
+        "multiply-accumulates": f"{facts.macs_stem / 1e9:.3f} G a picture, {facts.macs_step / 1e9:.3f} G a step",
+        "steps": f"trained with {facts.trained_steps}; takes {most}",
+        "training": f"{run.epoch} of {options.epochs} epochs, seed {options.seed}",
+        "versions": ", ".join(f"{name} {version}" for name, version in config["versions"].items()),
+        "files": ", ".join(f"`{f.relative_to(folder).as_posix()}` {f.stat().st_size / 1e6:.2f} MB" for f in weights),
+    }
+    parts = [
+        f"# {facts.name}, trained on {facts.data}",
+        f"Gives every pixel of a picture one of {len(facts.classes)} classes, and refines its answer step by step: "
+        "`trailseg predict PICTURE model=FOLDER` where FOLDER is this one, or `Predictor(FOLDER)` in Python.",
+        table(["", ""], about.items()),
+        "## Measures",
+        whose(run, measured),
+        *figures(facts, measured["val"]["steps"]),
+        "## Use and limits",
+        "\n".join(f"- {line}" for line in limits(facts, options.data, measured["val"])),
+        "## Training",
+        "    " + command(config["options"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def read_measures(folder: Path) -> dict[str, Any]:
+    """What measures.json holds.
+
+    Keys: run (the one that was measured), own (whether that is the packed one), train_on and train (the splits and the
+    number of pictures that it was trained on), epoch, and val, a record of the log without its confusion.
+    """
+    path = folder / "measures.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileError(path, f"cannot be read ({error})", "pack the run again") from None
+
+
+def whose(run: Run, measured: Mapping[str, Any]) -> str:
+    """Which weights were measured on what, and whether they had been trained on it."""
+    split = measured["val"]["split"]
+    of = "These weights" if measured["own"] else (
+        f"**Not these weights but those of `{measured['run']}`**, trained with the same options on "
+        f"`{measured['train_on']}` ({measured['train']} pictures)"
+    )  # fmt: skip
+    text = f"{of}, after epoch {measured['epoch']}, on `{split}` at full size: {measured['val']['images']} pictures"
+    if share(measured["train_on"], split):
+        return f"{text}. **These pictures were trained on: no measure of how well it does on new ones.**"
+    text += " that were not trained on."
+    if share(run.options.train_on, split):
+        text += f" These weights were trained on `{run.options.train_on}`, those pictures among them."
+    return text
+
+
+def figures(facts: Facts, steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of the steps, and one of the classes."""
+    rows = [
+        [
+            str(one["step"]),
+            f"{(facts.macs_stem + one['step'] * facts.macs_step) / 1e9:.3f}",
+            percent(one["pixel_accuracy"]),
+            percent(one["miou"]),
+        ]
+        for one in steps
+    ]
+    classes = [[name, *(percent(one["iou"][name]) for one in steps)] for name in facts.classes]
+    return [
+        table(["step", "multiply-accumulates (G)", "pixel accuracy %", "mIoU %"], rows),
+        table(["class", *(f"IoU % after step {one['step']}" for one in steps)], classes),
+    ]
+
+
+def limits(facts: Facts, data: str, val: Mapping[str, Any]) -> list[str]:
+    """What it is for, and what nobody should expect of it."""
+    last = val["steps"][-1]["iou"]
+    weak = ", ".join(f"{name} ({percent(iou)} %)" for name, iou in last.items() if iou is not None and iou < WEAK)
+    absent = ", ".join(name for name, iou in last.items() if iou is None)
+    notes = {
+        NEAR: data == "camvid" and "val" in val["split"].split("+"),
+        f"It finds some classes badly or not at all, by their IoU after the last step: {weak}.": weak,
+        f"Of some classes there was nothing to measure: {absent}.": absent,
+    }
+    return [
+        "For research and teaching: to label pictures like those that it was trained on, and to study refinement.",
+        "**No safety component**: nothing that can hurt somebody may rely on it, no vehicle and no robot.",
+        ABOUT[data] + " Of other places, cameras, weather or light nothing was measured.",
+        *(note for note, applies in notes.items() if applies),
+        "How far its probabilities can be trusted was not measured.",
+    ]
+
+
+def command(options: Mapping[str, Any]) -> str:
+    """The command that trains such a network, from the options in a config.yaml."""
+    words = [f"{k}={_word(value)}" for k, value in options.items() if k not in PLACE and value is not None]
+    words += ["root=FOLDER"] * (options["data"] != "procedural")
+    lines = textwrap.wrap(" ".join(["trailseg train", *words]), 110, break_long_words=False, break_on_hyphens=False)
+    return " \\\n      ".join(lines)
+
+
+def _word(value: object) -> str:
+    """An option's value on a command line."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def share(trained: str, measured: str) -> bool:
+    """Whether two choices of splits, joined by "+", have pictures in common, going by the names in `data.readers`.
+
+    >>> share("train+val", "val"), share("train", "val"), share("without-X", "only-X"), share("only-X", "only-Y")
+    (True, False, False, False)
+    """
+    return any(_overlap(one, other) for one in trained.split("+") for other in measured.split("+"))
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two splits have pictures in common."""
+    if not _wholes(one) & _wholes(other):
+        return False
+    if one.startswith("only-") and other.startswith("only-"):
+        return one == other
+    drive = one.partition("-")[2]
+    return {one, other} != {f"only-{drive}", f"without-{drive}"}
+
+
+def _wholes(split: str) -> set[str]:
+    """The whole splits of which a split holds pictures."""
+    if split.startswith(("only-", "without-")):
+        return {"train"}
+    return {"val", "test"} if split == "val-all" else {split}
+
+
+def percent(value: float | None) -> str:
+    """A share of 0..1 in percent."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, its first column left and the others right where they have a head."""
+    marks = ["---", *("---:" if head else "---" for head in heads[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, marks, *rows))
