@@ -126,7 +126,7 @@ class TrainOptions(DataOptions, NetworkOptions):
     """Most steps before those, without gradient and loss: each batch draws their number from 0 to there."""
     augment: str = "drive"
     """Augmentation: none, seed (flips and rotations by 15 and 30 degrees: original), drive (forward views), views
-    (scales of 0.7 to 2), or robust (views, light, colour and mixed pictures: for drives that were never seen)."""
+    (scales of 0.7 to 2), weather (views in other light and colours), or robust (weather, and mixed pictures)."""
     crop: Size | None = None
     """Height,width in pixels of the view of each picture that is trained on, at zoom 1 (default: the whole picture)."""
     seed: int = 0

@@ -31,10 +31,10 @@ class Planned:
 def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
     """The runs of a study file.
 
-    The file maps `title`, `defaults` (options for all), `seeds` (each row is run with each) and `runs`, a list of rows:
-    options, and a `name` where two rows have the same network. Each row is also run with each of `splits`, a list of
-    train_on and val_on, where there is one. For the report it may list `published` figures. OptionError where a row is
-    not right.
+    The file maps `title`, `defaults` (options for all), `seeds` (each row without one is run with each) and `runs`, a
+    list of rows: options, and a `name` where two rows have the same network. Each row is also run with each of
+    `splits`, a list of train_on and val_on, where there is one. For the report it may list `published` figures.
+    OptionError where a row is not right.
     """
     content = read_yaml(file)
     for key in content:
@@ -59,7 +59,7 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise OptionError(f"{file}: name={name}: use letters, digits, '.', '_' and '-'")
         given = {k: v for k, v in row.items() if k != "name"}
-        for split, seed in product(splits, [None] if "seed" in overrides else seeds):
+        for split, seed in product(splits, [None] if "seed" in {**row, **overrides} else seeds):
             values = {**defaults, **given, **split, **({} if seed is None else {"seed": seed}), **overrides}
             options = from_mapping(TrainOptions, values, f"{file}: {name}")
             folder = out / "-".join([name, *([options.val_on] if split else []), f"seed{options.seed}"])
