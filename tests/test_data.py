@@ -20,7 +20,7 @@ from PIL import Image
 from trailseg.data import memory, pictures, scenes, statistics
 from trailseg.data.files import DataSet, Picture
 from trailseg.data.pictures import read_image
-from trailseg.data.readers import TAS500_BROKEN, Procedural, open_data
+from trailseg.data.readers import TAS500_BROKEN, Procedural, open_data, select
 from trailseg.errors import FileError, OptionError
 from trailseg.labels import IGNORE, TAS500_COARSE, TAS500_FINE
 
@@ -399,6 +399,24 @@ def test_damaged_pictures_only_ever_raise_a_file_error(tmp_path: Path):
         except FileError:
             refused += 1
     assert refused > 100
+
+
+def test_camvids_drives_are_splits_of_the_training_pictures(tmp_path: Path):
+    root = camvid(tmp_path, train=5, val=2)
+    for folder in ("train", "trainannot"):
+        for place, drive in enumerate(("0001TP", "0001TP", "0006R0", "0016E5", "0016E5")):
+            (root / folder / f"p{place}.png").rename(root / folder / f"{drive}_{place}.png")
+    source = opened("camvid", root)
+    assert names(source.split("only-0006R0")) == ["0006R0_2"]
+    assert names(source.split("without-0006R0")) == ["0001TP_0", "0001TP_1", "0016E5_3", "0016E5_4"]
+    assert names(select(source, "only-0001TP+only-0016E5")) == names(source.split("without-0006R0"))
+    assert names(select(source, "train+val")) == [*names(source.split("train")), "p0", "p1"]
+    for drive in ("0001TP", "0006R0", "0016E5"):
+        parts = [{*names(source.split(f"{which}-{drive}"))} for which in ("only", "without")]
+        assert not parts[0] & parts[1]
+        assert parts[0] | parts[1] == {*names(source.split("train"))}
+    with pytest.raises(OptionError, match="split=only-0001TX is not known: did you mean 'only-0001TP"):
+        source.split("only-0001TX")
 
 
 @pytest.mark.parametrize("data", ["tas500", "camvid", "folder"])

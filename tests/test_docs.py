@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from trailseg.study import plan
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+RESULTS = [path.name for path in sorted((ROOT / "results").iterdir())]
 DOCS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -36,7 +38,7 @@ def check_block(path, name, expected):
     assert text == wanted or os.environ.get("ACCEPT")
 
 
-@pytest.fixture(scope="module", params=["camvid-laptop", "camvid-laptop-seeds", "camvid-anytime"])
+@pytest.fixture(scope="module", params=RESULTS)
 def results(request, tmp_path_factory):
     """A folder of committed results, and its report made anew from the logs."""
     committed = ROOT / "results" / request.param
@@ -143,7 +145,8 @@ def test_training_for_any_number_of_steps_keeps_its_promise(name):
 
 def test_the_readme_names_every_file_in_a_line():
     lines = []
-    for path in [*sorted((ROOT / "src" / "trailseg").rglob("*.py")), *sorted((ROOT / "studies").glob("*.yaml"))]:
+    sources = [sorted((ROOT / folder).rglob("*.py")) for folder in ("src/trailseg", "benchmarks")]
+    for path in [*chain(*sources), *sorted((ROOT / "studies").glob("*.yaml"))]:
         if path.name in ("__init__.py", "__main__.py") and path.parent.name != "report":
             continue
         if path.suffix == ".py":
@@ -175,7 +178,7 @@ def test_every_command_in_the_documents_exists_with_its_options(words):
 @pytest.mark.parametrize("study", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_study_can_be_planned(study, tmp_path):
     planned = plan(study, tmp_path, {"root": "somewhere"})
-    if study.stem in ("seed-100", "camvid", "camvid-laptop", "demo"):
+    if study.stem in ("seed-100", "camvid-twelve", "camvid-laptop", "demo"):
         assert {run.options.network for run in planned} == {*NAMED, "single"}
 
 
