@@ -50,12 +50,35 @@ def results(request, tmp_path_factory):
 def test_the_readmes_figures_are_those_of_the_committed_logs(results):
     committed, report = results
     table = re.search(r"^\|.*?(?=\n\n|\Z)", report.markdown.read_text(), re.DOTALL | re.MULTILINE)
-    if committed.name != "camvid-anytime":
+    if committed.name == "camvid-drives":
+        check_block(ROOT / "docs" / "camvid.md", f"across {committed.name}", table[0])
+    elif committed.name != "camvid-anytime":
         check_block(README, f"table {committed.name}", table[0])
+    if committed.name == "camvid":
+        (rows,) = (table.rows for table in report.tables)
+        check_block(ROOT / "docs" / "camvid.md", "controls", "\n".join(controls({row.name: row for row in rows})))
     if committed.name == "camvid-laptop":
         check_block(
             README, "claims", "\n".join(f"- {claim}" for table in report.tables for claim in claims(table.rows))
         )
+
+
+def controls(rows):
+    """What a network gains by its steps, beside one step of it and beside a core for each step."""
+    half, once, stack = (rows[name] for name in ("gated-half", "once", "stack"))
+    trail = ", ".join(stat.percent() for stat in half.miou)
+    first, alone, last, stacked = (row.miou[step].mean for row, step in ((half, 0), (once, 0), (half, -1), (stack, -1)))
+    size, more = (row.network.parameters / 1e6 for row in (half, stack))
+    yield f"- **Its own steps**: gated-half scores {trail} % mIoU, {100 * (last - first):+.1f} from the first on."
+    yield (
+        f"- **One step at equal parameters** (`once`: the same network trained for its first step alone, at "
+        f"{once.macs / half.macs:.0%} of the multiply-accumulates) scores {once.miou[0].percent()} %: four steps bring "
+        f"{100 * (last - alone):+.1f} points over it."
+    )
+    yield (
+        f"- **No sharing at equal multiply-accumulates** (`stack`: a core for each step, {more:.2f}M parameters, not "
+        f"{size:.2f}M) scores {stack.miou[-1].percent()} %: sharing brings {100 * (last - stacked):+.1f} points."
+    )
 
 
 def test_the_committed_table_is_that_of_the_committed_logs(results):

@@ -26,7 +26,7 @@ def build(
 ) -> Recurrence:
     """The network of that row, with weights drawn from torch's global generator.
 
-    `steps` is the number of cores where the row has one per step, of fuses and gates likewise; elsewhere it binds
+    `steps` is the number of cores where the row has one per step, of fuses and scalars likewise; elsewhere it binds
     nothing. `size` (H, W) binds only the weights of size-bound norms. OptionError on a name that is not in its table.
     """
     row = ROWS[require("network", network, ROWS)]
@@ -65,7 +65,7 @@ def build(
         ],
         gate=nn.Conv2d(2 * channels, channels, 1) if row.gated else None,
         residual=row.residual,
-        gates=0 if max_steps == 1 else steps - 1 if row.cores == "S" else 1,
+        scalars=0 if max_steps == 1 else steps - 1 if row.cores == "S" else 1,
         max_steps=max_steps,
         stride=stride,
         scale=stride // finer,

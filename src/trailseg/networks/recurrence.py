@@ -40,7 +40,7 @@ class Recurrence(nn.Module):
     cores, fuses: step t uses the t-th, or the last where there are fewer; no fuses where no context is copied.
     feedback: from logits to what is added to the next input; None only where there is never a second step.
     gate: from concat(input, output) of a core to the logits of the share of its output that counts; None for all of it.
-    gates: how many alphas and betas to learn, one for all steps or one for each step after the first.
+    scalars: how many alphas and betas to learn, one for all steps or one for each step after the first.
     max_steps: the most steps `forward` accepts; None for any number.
     stride, scale: how much smaller than the picture the features, and the logits, are each way.
     multiple: what a padded picture's height and width must be divisible by.
@@ -60,7 +60,7 @@ class Recurrence(nn.Module):
         fuses: Sequence[nn.Module],
         gate: nn.Module | None,
         residual: bool,
-        gates: int,
+        scalars: int,
         max_steps: int | None,
         stride: int,
         scale: int,
@@ -80,8 +80,8 @@ class Recurrence(nn.Module):
         self.stride, self.scale, self.multiple = stride, scale, multiple
         # alpha: 0 forgets the state, 1 passes it unchanged. beta: 0 hears nothing of the last prediction (and gives
         # the feedback no gradient), 1 adds it at full strength.
-        self.alpha = nn.Parameter(torch.full((gates,), 1.0), requires_grad=gates > 0)
-        self.beta = nn.Parameter(torch.full((gates,), 0.1), requires_grad=gates > 0)
+        self.alpha = nn.Parameter(torch.full((scalars,), 1.0), requires_grad=scalars > 0)
+        self.beta = nn.Parameter(torch.full((scalars,), 0.1), requires_grad=scalars > 0)
         # Mean and standard deviation of the training pictures' channels; they travel with the weights.
         self.register_buffer("mean", torch.full((3,), 0.5))
         self.register_buffer("std", torch.full((3,), 0.25))
