@@ -47,10 +47,18 @@ def exported(
     return folder / "run", out
 
 
+GATED = {"network": "gated", "stem": "s8", "core": "dilated", "norm": "step", "finer": 2}
 KINDS: dict[str, dict[str, Any]] = {
     "recalling loop": {"network": "iterative-v4", "warm_start": True},
-    "gated": {"network": "gated", "stem": "s8", "core": "dilated", "norm": "step", "finer": 2, "warm_start": True},
-    "gated parts": {"network": "gated", "stem": "s8", "core": "dilated", "norm": "step", "finer": 2, "parts": True},
+    "recalling gated loop": {
+        "network": "gated",
+        "stem": "s8",
+        "core": "dilated",
+        "norm": "step",
+        "finer": 2,
+        "warm_start": True,
+    },
+    "gated parts": GATED | {"parts": True},
     "loop of two cores": {"network": "iterative-v5"},
     "stack": {"network": "res-hourglass"},
     "stack bound to a size": {"network": "1-own", "norm": "layerHW"},
@@ -135,7 +143,7 @@ def test_onnx_runtime_answers_like_pytorch(pair: tuple[TorchModel, Any]):
             for to in (size, Size(2 * size.height + 1, size.width + 5)):
                 assert_same(ask(ours, given, to=to, steps=steps), ask(theirs, given, to=to, steps=steps))
     whole = ask(theirs, images(SIZES[0]), steps=counts[-1])
-    assert changes(whole.trail).min() > 0.01, "steps that differ"
+    assert changes(whole.trail).min() > 0.005, "steps that differ"
     assert len(np.unique(whole.ids)) > 2, "several classes"
 
 
@@ -281,15 +289,16 @@ def test_the_file_is_whole_and_says_what_it_is(kind: str, tmp_path_factory: pyte
         assert model.producer_name == "trailseg"
         assert all(tensor.data_location == TensorProto.DEFAULT for tensor in model.graph.initializer)
         weights = sum(np.prod(t.dims) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT)
-        assert weights <= config["network"]["parameters"] + 1000  # every weight once, though steps stand in two places
+        # Every weight once, though steps stand in two places; where norm=step was folded into them, once for each.
+        assert weights <= config["network"]["parameters"] * (2 if "gated" in kind else 1) + 1000
         assert {node.op_type for node in model.graph.node} & {"Loop"} == ({"Loop"} if "loop" in kind else set())
         texts = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
         assert texts["trailseg.classes"] == config["data"]["classes"]
         assert texts["trailseg.colours"] == config["data"]["colours"]
-        assert (texts["trailseg.scale"], texts["trailseg.trained_steps"]) == (2, 3)
+        assert (texts["trailseg.scale"], texts["trailseg.trained_steps"]) == (4 if "gated" in kind else 2, 3)
         assert texts["trailseg.data"] == theirs.data
         assert texts["trailseg.max_steps"] == (3 if "stack" in kind else None)
-        assert texts["trailseg.recalls"] == (kind in ("recalling loop", "parts"))
+        assert texts["trailseg.recalls"] == ("recalling" in kind or "parts" in kind)
     ours = models(folder, out)[1].facts
     told = {"max_steps", "recalls"}
     assert {n: v for n, v in vars(ours).items() if n not in told} == {

@@ -355,14 +355,15 @@ def test_macs_are_counted_right():
 
 @pytest.mark.parametrize("finer", [1, 2, 4])
 def test_finer_logits_lie_where_their_features_lie(finer):
-    """A bright square in the corner of the picture is seen in the corner of the logits, at their own scale."""
+    """What a bright square in the corner of the picture changes is the corner of the logits, at their own scale."""
     network = make("gated", stem="s8", finer=finer, core="dilated", depth=1, size=(32, 48)).eval()
     assert (network.stride, network.scale) == (8, 8 // finer)
     dark, lit = torch.zeros(1, 3, 32, 48), torch.zeros(1, 3, 32, 48)
     lit[..., :4, -4:] = 1
-    logits = network(torch.cat([dark, lit]), 2)
-    assert logits.shape == (2, 2, 5, 4 * finer, 6 * finer)
-    change = (logits[1] - logits[0]).abs().sum((0, 1))
+    pictures = torch.cat([dark, lit])
+    assert network(pictures, 2).shape == (2, 2, 5, 4 * finer, 6 * finer)
+    logits = network.head(network.begin(pictures))  # a core spreads what it sees
+    change = (logits[1] - logits[0]).abs().sum(0)
     row, column = divmod(int(change.argmax()), change.shape[1])
     assert row < finer
     assert column >= 5 * finer
@@ -389,7 +390,7 @@ def test_a_dilated_core_needs_no_halving_and_others_do():
 
 def test_a_dilated_core_sees_far():
     """Without halvings: the reach of its dilations one after the other, 2 + 4 + 8 + 4 positions."""
-    core = make(core="dilated", depth=0, channels=8).cores[0].double()
+    core = make(core="dilated", depth=0, channels=8, norm="batch").eval().cores[0].double()
     x = torch.zeros(1, 8, 41, 41, dtype=torch.float64, requires_grad=True)
     core[:-1](x)[0, :, 20, 20].sum().backward()
     seen = x.grad.abs().sum((0, 1)) > 0
