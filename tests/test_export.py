@@ -48,16 +48,10 @@ def exported(
 
 
 GATED = {"network": "gated", "stem": "s8", "core": "dilated", "norm": "step", "finer": 2}
+
 KINDS: dict[str, dict[str, Any]] = {
     "recalling loop": {"network": "iterative-v4", "warm_start": True},
-    "recalling gated loop": {
-        "network": "gated",
-        "stem": "s8",
-        "core": "dilated",
-        "norm": "step",
-        "finer": 2,
-        "warm_start": True,
-    },
+    "recalling gated loop": GATED | {"warm_start": True},
     "gated parts": GATED | {"parts": True},
     "loop of two cores": {"network": "iterative-v5"},
     "stack": {"network": "res-hourglass"},
