@@ -61,9 +61,7 @@ def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:
 
     A class that is neither there nor predicted counts as right; a picture without a scored pixel has the loss 0.
     """
-    classes = probabilities.shape[1]
-    scored = (target != IGNORE)[:, None]
-    truth = F.one_hot(target.where(target != IGNORE, 0), classes).movedim(-1, 1) * scored
+    truth, scored = _one_hot(target, probabilities.shape[1])
     predicted = probabilities * scored
     both = (predicted * truth).sum((2, 3))
     return 1 - ((2 * both + 1) / (predicted.sum((2, 3)) + truth.sum((2, 3)) + 1)).mean(1)
@@ -75,10 +73,8 @@ def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
     The convex extension of 1 - IoU, meaned over the classes of a picture's truth (Berman et al., "The Lovasz-softmax
     loss", 2018, section 3.1); a picture without a scored pixel has the loss 0.
     """
-    classes = probabilities.shape[1]
-    scored = (target != IGNORE)[:, None]
-    truth = (F.one_hot(target.where(target != IGNORE, 0), classes).movedim(-1, 1) * scored).flatten(2)  # (N, K, hw)
-    error = ((truth - probabilities.flatten(2)).abs()) * scored.flatten(2)
+    truth, scored = (maps.flatten(2) for maps in _one_hot(target, probabilities.shape[1]))  # (N, K, hw), (N, 1, hw)
+    error = (truth - probabilities.flatten(2)).abs() * scored
     error, order = error.sort(2, descending=True)
     truth = truth.gather(2, order).float()
     # 1 - IoU of the class where the pixels up to each are wrong: what one more wrong pixel costs is its weight.
@@ -87,6 +83,12 @@ def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
     weight = torch.diff(wrong, dim=2, prepend=wrong.new_zeros(()).expand(*wrong.shape[:2], 1))
     seen = there[:, :, 0] > 0
     return ((error * weight).sum(2) * seen).sum(1) / seen.sum(1).clamp(min=1)
+
+
+def _one_hot(target: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Target (N, h, w) as 0 and 1 per class (N, K, h, w), 0 where it is IGNORE, and where it is not (N, 1, h, w)."""
+    scored = (target != IGNORE)[:, None]
+    return F.one_hot(target.where(target != IGNORE, 0), classes).movedim(-1, 1) * scored, scored
 
 
 def class_weights(counts: Tensor, balance: float) -> Tensor:

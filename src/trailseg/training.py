@@ -177,6 +177,8 @@ def load(
     view = (size[0] / options.size[0], size[1] / options.size[1])
     drawing: dict[str, Any] = {"seed": options.seed, "epoch": epoch, "places": batch.places.tolist(), "view": view}
     images, labels = augment.apply(images, labels, augment.draw(preset, **drawing), size)
+    if not preset.mix:
+        return images, labels
     partners, drawn, boxes = augment.draw_partners(preset, len(memory.names), **drawing)
     if (mixed := partners >= 0).any():
         where = partners[mixed].to(memory.images.device)
