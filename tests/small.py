@@ -1,7 +1,11 @@
-"""A run that takes a second: what tests of trained networks start from."""
+"""What several tests start from: a run that takes a second, and the memory of a process of its own."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+from trailseg.benchmark import HANDS_BACK
 from trailseg.cli import run
 
 
@@ -13,3 +17,12 @@ def train(folder: Path, network: str, **options: object) -> Path:
     } | options  # fmt: skip
     assert run(["train", *(f"{name}={value}" for name, value in given.items())]) == 0
     return folder
+
+
+def grown(code: str) -> int:
+    """Bytes by which the memory of a process grows at most in its second `call()`, which the code defines."""
+    measure = "\nfrom trailseg.benchmark import _grown\ncall()\nprint(_grown(call, 'cpu'))"
+    environment = os.environ | HANDS_BACK | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code + measure], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)

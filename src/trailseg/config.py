@@ -127,6 +127,8 @@ class TrainOptions(DataOptions, NetworkOptions):
     augment: str = "drive"
     """Augmentation: none, seed (flips and rotations by 15 and 30 degrees: original), drive (forward views), views
     (scales of 0.7 to 2), weather (views in other light and colours), or robust (weather, and mixed pictures)."""
+    recompute: bool = False
+    """Whether the backward pass recomputes each step and the stem's norms: less memory, more time, the same weights."""
     crop: Size | None = None
     """Height,width in pixels of the view of each picture that is trained on, at zoom 1 (default: the whole picture)."""
     seed: int = 0

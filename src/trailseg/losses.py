@@ -41,9 +41,9 @@ class StepLoss:
         target = labels.long().repeat_interleave(steps, 0)  # (B*S, h, w)
         scored = target != IGNORE
         log_p = F.log_softmax(flat, 1)
-        weighted = log_p * weight.view(-1, 1, 1, 1)
         classes = None if self.weights is None else self.weights.to(flat)
-        entropy = F.nll_loss(weighted, target, classes, ignore_index=IGNORE, reduction="sum") / total
+        surprise = F.nll_loss(log_p, target, classes, ignore_index=IGNORE, reduction="none").sum((1, 2))
+        entropy = (surprise * weight).sum() / total
         dice = (soft_dice(log_p.exp(), target) * weight).sum() / total
         pictures = scored.flatten(1).any(1).sum() / steps
         per_picture = self.dice * dice
@@ -61,10 +61,9 @@ def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:
 
     A class that is neither there nor predicted counts as right; a picture without a scored pixel has the loss 0.
     """
-    truth, scored = _one_hot(target, probabilities.shape[1])
-    predicted = probabilities * scored
-    both = (predicted * truth).sum((2, 3))
-    return 1 - ((2 * both + 1) / (predicted.sum((2, 3)) + truth.sum((2, 3)) + 1)).mean(1)
+    truth, scored = _truth(target, probabilities.shape[1]), (target != IGNORE)[:, None]
+    both, predicted = ((probabilities * where).sum((2, 3)) for where in (truth, scored))
+    return 1 - ((2 * both + 1) / (predicted + truth.sum((2, 3)) + 1)).mean(1)
 
 
 def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
@@ -73,10 +72,10 @@ def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
     The convex extension of 1 - IoU, meaned over the classes of a picture's truth (Berman et al., "The Lovasz-softmax
     loss", 2018, section 3.1); a picture without a scored pixel has the loss 0.
     """
-    truth, scored = (maps.flatten(2) for maps in _one_hot(target, probabilities.shape[1]))  # (N, K, hw), (N, 1, hw)
+    truth, scored = _truth(target, probabilities.shape[1]).flatten(2).float(), (target != IGNORE).flatten(1)[:, None]
     error = (truth - probabilities.flatten(2)).abs() * scored
     error, order = error.sort(2, descending=True)
-    truth = truth.gather(2, order).float()
+    truth = truth.gather(2, order)
     # 1 - IoU of the class where the pixels up to each are wrong: what one more wrong pixel costs is its weight.
     there = truth.sum(2, keepdim=True)
     wrong = 1 - (there - truth.cumsum(2)) / (there + (1 - truth).cumsum(2))
@@ -85,10 +84,9 @@ def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
     return ((error * weight).sum(2) * seen).sum(1) / seen.sum(1).clamp(min=1)
 
 
-def _one_hot(target: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Target (N, h, w) as 0 and 1 per class (N, K, h, w), 0 where it is IGNORE, and where it is not (N, 1, h, w)."""
-    scored = (target != IGNORE)[:, None]
-    return F.one_hot(target.where(target != IGNORE, 0), classes).movedim(-1, 1) * scored, scored
+def _truth(target: Tensor, classes: int) -> Tensor:
+    """Whether each class is that of the target (N, h, w): (N, K, h, w) bool, nowhere true where that is IGNORE."""
+    return target[:, None] == torch.arange(classes, device=target.device)[:, None, None]
 
 
 def class_weights(counts: Tensor, balance: float) -> Tensor:

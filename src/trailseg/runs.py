@@ -23,8 +23,8 @@ from trailseg.parsing import from_mapping, read_yaml
 from trailseg.version import __version__
 from trailseg.writing import write_whole
 
-# Options that say where a run is computed and kept, not what it computes.
-PLACE = ("device", "devices", "nodes", "root", "out", "resume")
+# Options that say where and how a run is computed and kept, not what it computes.
+PLACE = ("device", "devices", "nodes", "root", "out", "resume", "recompute")
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ def fit(
     validated mIoU of the last step. FileError where a loss or weight is not finite; no checkpoint holds such.
     """
     network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if options.recompute:
+        network.save_memory()
     if options.freeze_stem:
         network.stem.requires_grad_(False)
     adam = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from trailseg.errors import OptionError
 from trailseg.networks.norms import Size, StepNorm
+from trailseg.networks.recompute import Layers, recomputed
 
 
 class State(NamedTuple):
@@ -77,6 +78,7 @@ class Recurrence(nn.Module):
         self.step_norms = [module for core in cores for module in core.modules() if isinstance(module, StepNorm)]
         self.residual = residual
         self.max_steps, self.bound_to = max_steps, bound_to
+        self.recompute = False
         self.stride, self.scale, self.multiple = stride, scale, multiple
         # alpha: 0 forgets the state, 1 passes it unchanged. beta: 0 hears nothing of the last prediction (and gives
         # the feedback no gradient), 1 adds it at full strength.
@@ -94,8 +96,9 @@ class Recurrence(nn.Module):
         """
         self.check_steps(prefix + steps)
         context, state, trail = self.begin(image), None, []
+        recompute = self.recompute and torch.is_grad_enabled()
         for t in range(prefix + steps):
-            state = self.step(t, context, state)
+            state = recomputed(self, self.step, t, context, state) if recompute else self.step(t, context, state)
             if t < prefix:
                 state = State(state.hidden.detach(), state.logits.detach())
             else:
@@ -122,6 +125,13 @@ class Recurrence(nn.Module):
         if self.residual:
             hidden = hidden + x
         return State(hidden, self.head(hidden))
+
+    def save_memory(self) -> None:
+        """From now on the backward pass recomputes each step, and the stem but for its convolutions."""
+        self.recompute = True
+        for module in self.modules():
+            if isinstance(module, Layers):
+                module.recompute = True
 
     def crop(self, logits: Tensor, size: Size) -> Tensor:
         """Logits (..., h, w) without the rows and columns that only the padding of a picture of (H, W) = `size` has."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trailseg.networks.norms import Norm, Size
+from trailseg.networks.recompute import Layers
 
 
 class Stem(NamedTuple):
@@ -18,7 +19,7 @@ class Stem(NamedTuple):
     """Makes it of (scale, channels, norm, size): the picture's (H, W) = `size`, which `scale` divides."""
 
 
-def make_pooled(*, scale: int, channels: int, norm: Norm, size: Size) -> nn.Sequential:
+def make_pooled(*, scale: int, channels: int, norm: Norm, size: Size) -> Layers:
     """Pairs of 5x5 convolutions, each pair followed by a 2x2 max-pool: the original study's "prenet".
 
     Scale 1 is one pair without a pool.
@@ -30,9 +31,9 @@ def make_pooled(*, scale: int, channels: int, norm: Norm, size: Size) -> nn.Sequ
         for width in (inputs, channels):
             layers += [nn.Conv2d(width, channels, 5, padding=2), norm(channels, here), nn.LeakyReLU(inplace=True)]
         if scale > 1:
-            layers.append(nn.MaxPool2d(2))
+            layers.insert(-1, nn.MaxPool2d(2))  # a maximum passes through LeakyReLU, which is cheaper after it
         inputs = channels
-    return nn.Sequential(*layers)
+    return Layers(*layers)
 
 
 class StridedStem(nn.Module):
@@ -55,10 +56,10 @@ class StridedStem(nn.Module):
             return [conv, norm(outputs, here), nn.LeakyReLU(inplace=True)]
 
         thin, wide = 24, 48
-        self.quarter = nn.Sequential(
+        self.quarter = Layers(
             *strided(3, thin, half), *strided(thin, wide, quarter), *strided(wide, wide, quarter, stride=1)
         )
-        self.eighth = nn.Sequential(*strided(wide, channels, eighth))
+        self.eighth = Layers(*strided(wide, channels, eighth))
         self.detail = nn.Sequential(nn.Conv2d(wide, self.DETAIL, 1), nn.PixelUnshuffle(2))
         self.merge = nn.Conv2d(channels + 4 * self.DETAIL, channels, 1)
 
