@@ -14,7 +14,8 @@ import torch
 
 from trailseg import training
 from trailseg.config import TrainOptions
-from trailseg.data.memory import batches, decode, labels_at_scale
+from trailseg.data.cache import decoded
+from trailseg.data.memory import batches, labels_at_scale
 from trailseg.data.readers import select
 from trailseg.experiment import check
 from trailseg.losses import StepLoss
@@ -28,13 +29,15 @@ def main(words: list[str]) -> None:
     given = read_words(TrainOptions, [word for word in words if not word.startswith("rounds=")])
     options = from_mapping(TrainOptions, given)
     source, fabric = check(options), training.make_fabric(options.device, options.precision)
-    memory = decode(select(source, options.train_on), options.size).on(fabric.device)
+    pictures = select(source, options.train_on)
+    memory = decoded(pictures, options.size, budget=1e9 * options.memory).on(fabric.device)
     network = build_network(options, classes=len(source.labels.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     wrapped, optimizer = fabric.setup(network, torch.optim.AdamW(network.parameters(), lr=options.lr))
     criterion = StepLoss(dice=options.dice, gamma=options.gamma, lovasz=options.lovasz)
     count = len(memory.names)
     fixed = next(batches(count, batch=options.batch, seed=0, epoch=1))
-    images, labels = training.load(memory, fixed, options, 1, fabric.device)
+    fetched = training.fetch(memory, options, 1, fixed)
+    images, labels = training.load(fetched, options.crop or options.size, fabric.device)
 
     def epoch(number: int) -> None:
         training.train_epoch(

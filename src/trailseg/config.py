@@ -127,6 +127,8 @@ class TrainOptions(DataOptions, NetworkOptions):
     augment: str = "drive"
     """Augmentation: none, seed (flips and rotations by 15 and 30 degrees: original), drive (forward views), views
     (scales of 0.7 to 2), weather (views in other light and colours), or robust (weather, and mixed pictures)."""
+    memory: float = 4.0
+    """Gigabytes of decoded pictures to hold in memory, for each of train and val; more are mapped from the cache."""
     recompute: bool = False
     """Whether the backward pass recomputes each step and the stem's norms: less memory, more time, the same weights."""
     crop: Size | None = None
@@ -159,7 +161,7 @@ class TrainOptions(DataOptions, NetworkOptions):
         require("precision", self.precision, PRECISIONS)
         require("schedule", self.schedule, ("constant", "cosine"))
         require_range(self, 1, LARGE, "epochs", "batch", "val_every", "devices", "nodes")
-        require_range(self, 0, LARGE, "seed", "dice", "lovasz", "warmup", "weight_decay")
+        require_range(self, 0, LARGE, "seed", "dice", "lovasz", "warmup", "weight_decay", "memory")
         require_range(self, 0, 1, "gamma", "ema")
         if self.balance is not None:
             require_range(self, 1.001, 10, "balance")

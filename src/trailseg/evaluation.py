@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from trailseg.config import EvaluateOptions
-from trailseg.data.memory import Memory, decode, labels_at_scale
+from trailseg.data.cache import decoded
+from trailseg.data.memory import Memory, labels_at_scale
 from trailseg.data.readers import open_data, select
 from trailseg.errors import FileError
 from trailseg.inference import changed_share, classify
@@ -72,8 +73,8 @@ def evaluate(
     counts = torch.zeros(4, dtype=torch.int64, device=device)  # pixels and ignored ones, full and small
     mine = torch.arange(len(memory.names))[rank::world]  # none, where there are more processes than pictures
     for where in (mine[first : first + batch] for first in range(0, len(mine), batch)):
-        images = memory.images[where.to(memory.images.device)].to(device).float() / 255
-        truths = labels_at_scale(memory.labels[where.to(memory.labels.device)].to(device), network.scale)
+        pictures, labels = memory.take(where)
+        images, truths = pictures.to(device).float() / 255, labels_at_scale(labels.to(device), network.scale)
         with autocast():
             logits = network(images.contiguous(memory_format=torch.channels_last), steps).float()
         if not logits.isfinite().all():
@@ -125,7 +126,7 @@ def evaluate_run(run: Run, options: EvaluateOptions, stops: Sequence[Stop] = ())
     fabric = make_fabric(options.device, options.precision or trained.precision)
     return evaluate(
         network.to(fabric.device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-        decode(pictures, trained.size),
+        decoded(pictures, trained.size, budget=1e9 * trained.memory),
         split=options.split,
         steps=steps,
         classes=source.labels.classes,

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from trailseg.config import TrainOptions
 from trailseg.data.augment import PRESETS
+from trailseg.data.cache import decoded
 from trailseg.data.files import DataSet
-from trailseg.data.memory import Memory, decode
+from trailseg.data.memory import Memory
 from trailseg.data.readers import Procedural, open_data, select
 from trailseg.errors import FileError, OptionError, require
 from trailseg.evaluation import evaluate
@@ -43,7 +44,9 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
         Run.require_free(folder)
     make_repeatable()
     memory, val = (
-        _decoded(options.data, options.root, options.labels, options.size, options.pictures, splits)
+        _decoded(
+            options.data, options.root, options.labels, options.size, options.pictures, splits, 1e9 * options.memory
+        )
         for splits in (options.train_on, options.val_on)
     )
     run = Run(folder)
@@ -157,10 +160,11 @@ def alone(options: TrainOptions) -> bool:
 
 @lru_cache(maxsize=2)  # the rows of a study share their data: read it once
 def _decoded(
-    data: str, root: str | None, labels: str | None, size: tuple[int, int], pictures: int, splits: str
+    data: str, root: str | None, labels: str | None, size: tuple[int, int], pictures: int, splits: str, budget: float
 ) -> Memory:
     """Splits of a data set."""
-    return decode(select(open_data(data, root=root, labels=labels, size=size, pictures=pictures), splits), size)
+    source = open_data(data, root=root, labels=labels, size=size, pictures=pictures)
+    return decoded(select(source, splits), size, budget=budget)
 
 
 def facts_of_network(options: TrainOptions, labels: LabelSet) -> dict[str, Any]:
@@ -179,7 +183,7 @@ def facts_of_data(options: TrainOptions, labels: LabelSet, memory: Memory, val: 
         "colours": [list(colour) for colour in labels.colours],
         "train": len(memory.names),
         "val": len(val.names),
-        "fingerprint": f"sha256:{memory.fingerprint()} {val.fingerprint()}",
+        "fingerprint": f"sha256:{memory.counts.fingerprint} {val.counts.fingerprint}",
         **({"val_seen_in_training": seen} if seen else {}),
     }
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,13 @@ class LabelSet:
     """File id (0-65535) to class id, or to IGNORE."""
     file_colours: Mapping[RGB, int]
     """Colour in a label file to file id."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that decides which class id a file's pixel gets."""
+        return sha256(
+            repr((self.classes, sorted(self.file_ids.items()), sorted(self.file_colours.items()))).encode()
+        ).hexdigest()
 
     def class_ids(self, file_ids: np.ndarray) -> np.ndarray:
         """Class ids (H, W) uint8 for file ids (H, W); LabelError names the ids that no class has."""

@@ -10,14 +10,16 @@ import math
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from trailseg.config import TrainOptions
+from trailseg.ahead import ahead
+from trailseg.config import Size, TrainOptions
 from trailseg.data import augment
 from trailseg.data.memory import Batch, Memory, batches, labels_at_scale
 from trailseg.errors import FileError, OptionError
@@ -25,6 +27,8 @@ from trailseg.labels import IGNORE
 from trailseg.losses import StepLoss, class_weights
 from trailseg.networks.recurrence import Recurrence
 from trailseg.runs import Run
+
+AHEAD = 4  # batches that threads fetch, where they are memory-mapped
 
 Validate = Callable[[Recurrence], dict[str, Any]]
 """Measures a network; every process calls it at the same time and gets the same answer."""
@@ -137,10 +141,13 @@ def train_epoch(
     per_epoch = -(-len(memory.names) // options.batch)
     total = torch.zeros((), dtype=torch.float64)
     rank, world = fabric.global_rank, fabric.world_size
-    for number, batch in enumerate(
+    order = list(
         batches(len(memory.names), batch=options.batch, seed=options.seed, epoch=epoch, rank=rank, world=world)
-    ):
-        images, labels = load(memory, batch, options, epoch, fabric.device)
+    )
+    fetching = partial(fetch, memory, options, epoch)
+    found = map(fetching, order) if memory.mapped is None else ahead(fetching, order, depth=AHEAD, workers=AHEAD)
+    for number, (batch, fetched) in enumerate(zip(order, found, strict=True)):
+        images, labels = load(fetched, options.crop or options.size, fabric.device)
         prefix, steps = draw_steps(options, most=network.up_to(options.steps), epoch=epoch, number=number)
         logits = wrapped(images.contiguous(memory_format=torch.channels_last), steps, prefix)
         sums, counts = criterion(logits, labels_at_scale(labels, network.scale))
@@ -165,30 +172,51 @@ def train_epoch(
     return float(total) / len(memory.names)
 
 
-def load(
-    memory: Memory, batch: Batch, options: TrainOptions, epoch: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Augmented images (B, 3, H, W) in 0..1 and labels (B, H, W) of one batch, on the device."""
-    where = batch.pictures.to(memory.images.device)
-    images = memory.images[where].to(device).float() / 255
-    labels = memory.labels[where].to(device).masked_fill(batch.repeated.to(device)[:, None, None], IGNORE)
+class Fetched(NamedTuple):
+    """A batch as it lies in memory, and what has been drawn for it: all but the arithmetic."""
+
+    images: Tensor
+    """(B, 3, H, W) uint8."""
+    labels: Tensor
+    """(B, H, W) uint8."""
+    drawn: Tensor | None
+    """See `augment.draw`; None where nothing is changed."""
+    mixed: Tensor
+    """Which of these pictures another covers in part, (B,) bool."""
+    others: tuple[Tensor, Tensor, Tensor, Tensor] | None
+    """Images, labels, drawn and boxes of the pictures that do."""
+
+
+def fetch(memory: Memory, options: TrainOptions, epoch: int, batch: Batch) -> Fetched:
+    """Reads and draws one batch; with images that are memory-mapped, threads do this ahead."""
+    images, labels = memory.take(batch.pictures)
+    labels = labels.masked_fill(batch.repeated.to(labels.device)[:, None, None], IGNORE)
     preset = augment.PRESETS[options.augment]
-    size = options.crop or options.size
+    size, nobody = options.crop or options.size, torch.zeros(len(images), dtype=torch.bool)
     if preset == augment.PRESETS["none"] and size == options.size:
-        return images, labels
+        return Fetched(images, labels, None, nobody, None)
     view = (size[0] / options.size[0], size[1] / options.size[1])
     drawing: dict[str, Any] = {"seed": options.seed, "epoch": epoch, "places": batch.places.tolist(), "view": view}
-    images, labels = augment.apply(images, labels, augment.draw(preset, **drawing), size)
+    drawn = augment.draw(preset, **drawing)
     if not preset.mix:
+        return Fetched(images, labels, drawn, nobody, None)
+    partners, partners_drawn, boxes = augment.draw_partners(preset, len(memory.names), **drawing)
+    mixed = partners >= 0
+    others = (*memory.take(partners[mixed]), partners_drawn[mixed], boxes[mixed]) if mixed.any() else None
+    return Fetched(images, labels, drawn, mixed, others)
+
+
+def load(fetched: Fetched, size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Augmented images (B, 3, *size) in 0..1 and labels (B, *size) of one batch, on the device."""
+    images, labels = fetched.images.to(device).float() / 255, fetched.labels.to(device)
+    if fetched.drawn is None:
         return images, labels
-    partners, drawn, boxes = augment.draw_partners(preset, len(memory.names), **drawing)
-    if (mixed := partners >= 0).any():
-        where = partners[mixed].to(memory.images.device)
-        others = augment.apply(
-            memory.images[where].to(device).float() / 255, memory.labels[where].to(device), drawn[mixed], size
-        )
-        here = mixed.to(device)
-        images[here], labels[here] = augment.cover(images[here], labels[here], *others, boxes[mixed])
+    images, labels = augment.apply(images, labels, fetched.drawn, size)
+    if fetched.others is not None:
+        others, other_labels, drawn, boxes = fetched.others
+        views = augment.apply(others.to(device).float() / 255, other_labels.to(device), drawn, size)
+        here = fetched.mixed.to(device)
+        images[here], labels[here] = augment.cover(images[here], labels[here], *views, boxes)
     return images, labels
 
 

@@ -1,5 +1,6 @@
 """A data set of files: pictures paired with labels by their names, split, read, and checked."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,8 +14,20 @@ from trailseg.errors import FileError, require
 from trailseg.labels import LabelError, LabelSet, decode
 
 
+class Stamp(NamedTuple):
+    """What the decoding of a picture depends on."""
+
+    identity: list[str]
+    """Its files and how its label is read."""
+    content: list[int]
+    """For each file its size in bytes and the time of its last change in nanoseconds."""
+
+
 class Picture(Protocol):
     """One labelled picture."""
+
+    def stamp(self) -> Stamp | None:
+        """None where it is not read from files, or these are not there."""
 
     @property
     def name(self) -> str:
@@ -45,6 +58,15 @@ class FilePicture:
     def name(self) -> str:
         """The file's name without its ending."""
         return self.image.stem
+
+    def stamp(self) -> Stamp | None:
+        """See `Picture`."""
+        try:
+            found = [path.stat() for path in (self.image, self.label)]
+        except OSError:
+            return None
+        identity = [os.path.abspath(self.image), os.path.abspath(self.label), self.encoding, self.labels.digest]
+        return Stamp(identity, [number for file in found for number in (file.st_size, file.st_mtime_ns)])
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Image (H, W, 3) uint8 RGB and class ids (H, W) uint8; FileError where they cannot be read or do not match."""

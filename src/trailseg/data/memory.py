@@ -1,17 +1,33 @@
 """The decoded split: every picture read once and kept as uint8, and the order in which an epoch visits it."""
 
 import hashlib
+import mmap
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from trailseg.ahead import ahead
 from trailseg.data.files import Picture
 from trailseg.labels import IGNORE
+
+READERS = 4  # threads that decode
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is counted once over a whole split."""
+
+    fingerprint: str
+    """SHA-256 over the names and every value: equal exactly where the training sees the same data."""
+    channels: list[list[int]]
+    """For red, green and blue the pixels of each value 0..255."""
+    classes: list[int]
+    """The pixels of each class id 0..255."""
 
 
 @dataclass(frozen=True)
@@ -23,21 +39,42 @@ class Memory:
     """(N, 3, H, W) uint8 RGB."""
     labels: Tensor
     """(N, H, W) uint8 class ids, 0..K-1 or IGNORE."""
-    truths: list[np.ndarray]
+    truths: Sequence[np.ndarray]
     """N class ids (H', W') uint8 at each picture's own size."""
+    known: Counts | None = None
+    """Where they have been counted before."""
+    mapped: mmap.mmap | None = None
+    """The file that all this is read from, when it is used; None where it is held in memory."""
 
-    def fingerprint(self) -> str:
-        """SHA-256 over the names and every value: equal exactly where the training sees the same data."""
+    def take(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) and labels (B, H, W), both uint8, at the places `where` (B,)."""
+        where = where.to(self.images.device)
+        taken = self.images[where], self.labels[where]
+        if self.mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapped.madvise(mmap.MADV_DONTNEED)  # else what has been read stays in this process's memory
+        return taken
+
+    @cached_property
+    def counts(self) -> Counts:
+        """See `Counts`."""
+        if self.known is not None:
+            return self.known
         digest = hashlib.sha256("\n".join(self.names).encode())
-        digest.update(self.images.numpy().data)
-        digest.update(self.labels.numpy().data)
-        return digest.hexdigest()
+        channels, classes = np.zeros((3, 256), np.int64), np.zeros(256, np.int64)
+        parts = [torch.arange(first, min(first + 64, len(self.names))) for first in range(0, len(self.names), 64)]
+        for part in parts:
+            images = self.take(part)[0].numpy()
+            digest.update(images.data)
+            channels += [np.bincount(images[:, channel].ravel(), minlength=256) for channel in range(3)]
+        for part in parts:
+            labels = self.take(part)[1].numpy()
+            digest.update(labels.data)
+            classes += np.bincount(labels.ravel(), minlength=256)
+        return Counts(digest.hexdigest(), channels.tolist(), classes.tolist())
 
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (3,) float32 of the channels, in 0..1; the deviation is at least 1/255."""
-        counts = np.zeros((3, 256), np.int64)
-        for image in self.images.numpy():
-            counts += [np.bincount(channel.ravel(), minlength=256) for channel in image]
+        counts = np.array(self.counts.channels)
         values, weights = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
         mean = weights @ values
         std = np.sqrt((weights * (values - mean[:, None]) ** 2).sum(1)).clip(min=1 / 255)
@@ -45,38 +82,47 @@ class Memory:
 
     def class_pixels(self, classes: int) -> Tensor:
         """How many pixels each of that many classes has, (K,) int64."""
-        return torch.bincount(self.labels.flatten(), minlength=IGNORE + 1)[:classes].cpu()
+        return torch.tensor(self.counts.classes[:classes])
+
+    def held(self) -> "Memory":
+        """The same with images and labels held in memory."""
+        every = torch.arange(len(self.names))
+        images, labels = self.take(every)
+        return replace(self, images=images, labels=labels, known=self.counts, mapped=None)
 
     def on(self, device: torch.device) -> "Memory":
         """The same with images and labels on the device, if half its free memory holds them."""
+        if device.type == "cpu":
+            return self
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             if self.images.nbytes + self.labels.nbytes > free // 2:
                 return self
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        images, labels = self.images.to(device), self.labels.to(device)
+        return replace(self, images=images, labels=labels, known=self.counts, mapped=None)
 
 
 def decode(pictures: Sequence[Picture], size: tuple[int, int]) -> Memory:
-    """Reads every picture and resizes it to (H, W) = `size`: bilinear for the image, nearest for the label."""
-    height, width = size
+    """Reads every picture into memory at (H, W) = `size`."""
     memory = Memory(
         names=[picture.name for picture in pictures],
-        images=torch.empty(len(pictures), 3, height, width, dtype=torch.uint8),
-        labels=torch.empty(len(pictures), height, width, dtype=torch.uint8),
-        truths=[np.empty(0, np.uint8)] * len(pictures),
+        images=torch.empty(len(pictures), 3, *size, dtype=torch.uint8),
+        labels=torch.empty(len(pictures), *size, dtype=torch.uint8),
+        truths=(truths := []),
     )
-
-    def read(position: int) -> None:
-        image, truth = pictures[position].read()
-        small = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        label = Image.fromarray(truth).resize((width, height), Image.Resampling.NEAREST)
-        memory.images[position] = torch.from_numpy(np.array(small)).permute(2, 0, 1)
-        memory.labels[position] = torch.from_numpy(np.array(label))
-        memory.truths[position] = truth
-
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        list(pool.map(read, range(len(pictures))))  # the first failure is raised here
+    found = ahead(lambda picture: resized(picture, size), pictures, depth=2 * READERS, workers=READERS)
+    for place, (image, label, truth) in enumerate(found):
+        memory.images[place], memory.labels[place] = torch.from_numpy(image), torch.from_numpy(label)
+        truths.append(truth)
     return memory
+
+
+def resized(picture: Picture, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image (3, H, W) and label (H, W) at (H, W) = `size`, bilinear and nearest, and the label as it is; all uint8."""
+    image, truth = picture.read()
+    small = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+    label = Image.fromarray(truth).resize(size[::-1], Image.Resampling.NEAREST)
+    return np.array(np.array(small).transpose(2, 0, 1), order="C"), np.array(label), truth
 
 
 @dataclass(frozen=True)

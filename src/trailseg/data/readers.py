@@ -115,6 +115,9 @@ class Scene:
         """Such as scene-17."""
         return f"scene-{self.index}"
 
+    def stamp(self) -> None:
+        """None: there are no files."""
+
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Image and class ids; see `Picture`."""
         image, file_ids = scenes.scene(seed=0, index=self.index, size=self.size)
