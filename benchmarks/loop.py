@@ -31,7 +31,7 @@ def main(words: list[str]) -> None:
     source, fabric = check(options), training.make_fabric(options.device, options.precision)
     pictures = select(source, options.train_on)
     memory = decoded(pictures, options.size, budget=1e9 * options.memory).on(fabric.device)
-    network = build_network(options, classes=len(source.labels.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = build_network(options, classes=len(source.labels.classes)).place(fabric.device)
     wrapped, optimizer = fabric.setup(network, torch.optim.AdamW(network.parameters(), lr=options.lr))
     criterion = StepLoss(dice=options.dice, gamma=options.gamma, lovasz=options.lovasz)
     count = len(memory.names)
@@ -46,7 +46,7 @@ def main(words: list[str]) -> None:
 
     def steps(number: int) -> None:
         for _ in range(count // options.batch):
-            logits = wrapped(images.contiguous(memory_format=torch.channels_last), network.up_to(options.steps), 0)
+            logits = wrapped(images, network.up_to(options.steps), 0)
             sums, counts = criterion(logits, labels_at_scale(labels, network.scale))
             optimizer.zero_grad()
             fabric.backward((sums / counts.clamp(min=1)).sum())

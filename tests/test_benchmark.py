@@ -18,7 +18,18 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 import trailseg.benchmark
-from trailseg.benchmark import Figures, Subject, benchmark, durations, memory, open_subject, plot, time_rounds
+import trailseg.networks.build
+from trailseg.benchmark import (
+    Figures,
+    Subject,
+    benchmark,
+    durations,
+    memory,
+    open_subject,
+    plot,
+    time_rounds,
+    time_training,
+)
 from trailseg.cli import run
 from trailseg.config import BenchmarkOptions, Size
 from trailseg.errors import FileError, OptionError
@@ -81,16 +92,52 @@ def test_rounds_alternate_and_the_first_ones_only_warm_up():
     assert clock.calls == [*forth, *back, *forth, *back, *forth]
 
 
+def test_training_is_timed_in_turn_and_the_first_rounds_only_warm_up():
+    clock = Clock()
+
+    def train(name: str, seconds: int) -> None:
+        clock.now += seconds if len(clock.calls) >= 4 else 1000
+        clock.calls.append((name, 0))
+
+    subjects = [
+        replace(clock.subject("a", lambda *_: 0, 1), train=lambda: train("a", 3)),
+        clock.subject("b", lambda *_: 0, 1),
+        replace(clock.subject("c", lambda *_: 0, 1), train=lambda: train("c", 5)),
+    ]
+    assert time_training(subjects, 2, clock) == [[3, 3], [], [5, 5]]
+    assert [name for name, _ in clock.calls] == ["a", "c"] * 4
+
+
+@pytest.mark.parametrize("options", [{"channels_last": False}, {"recompute": True}, {"precision": "bf16"}])
+def test_a_row_can_be_measured_as_it_would_be_trained(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]):
+    networks, build = list[Any](), trailseg.networks.build.build
+    monkeypatch.setattr(
+        trailseg.networks.build, "build", lambda **parts: networks.append(build(**parts)) or networks[-1]
+    )
+    subject = open_subject("iterative-v6", replace(TINY, **options))
+    (network,) = networks
+    assert network.channels_last == options.get("channels_last", True)
+    assert network.recompute == options.get("recompute", False)
+    assert subject.train is not None
+    before = network.head.weight.clone() if hasattr(network.head, "weight") else network.alpha.clone()
+    subject.train()
+    assert (before != (network.head.weight if hasattr(network.head, "weight") else network.alpha)).any()
+    assert not network.training
+
+
 def test_the_time_of_a_step_is_the_median_of_differences_not_the_difference_of_medians():
     seconds = [(0.010, 0.050), (0.020, 0.030), (0.030, 0.080), (0.040, 0.060), (0.050, 0.110)]
-    assert durations(seconds, 2) == {
+    assert durations(seconds, 2, [0.04, 0.01, 0.02]) == {
         "first_ms": pytest.approx(30),
         "first_spread_ms": pytest.approx(10),  # quartiles 20 and 40
         "step_ms": pytest.approx(20),  # 20, 5, 25, 10, 30; the medians are 30 and 60, 15 apart a step
         "step_spread_ms": pytest.approx(7.5),  # quartiles 10 and 25
+        "training_ms": pytest.approx(20),
+        "training_spread_ms": pytest.approx(7.5),
     }
-    assert durations(seconds, 0) == {
-        "first_ms": pytest.approx(30), "first_spread_ms": pytest.approx(10), "step_ms": None, "step_spread_ms": None
+    assert durations(seconds, 0, []) == {
+        "first_ms": pytest.approx(30), "first_spread_ms": pytest.approx(10), "step_ms": None, "step_spread_ms": None,
+        "training_ms": None, "training_spread_ms": None,
     }  # fmt: skip
 
 
@@ -135,7 +182,8 @@ def test_the_figures_of_a_row_and_a_run(measured: tuple[Figures, Figures], train
 def test_the_keys_of_json(measured: tuple[Figures, Figures]):
     assert list(json.loads(json.dumps(asdict(measured[1])))) == [
         "name", "runtime", "device", "precision", "size", "batch", "most", "parameters", "weights",
-        "macs_stem", "macs_step", "first_ms", "first_spread_ms", "step_ms", "step_spread_ms", "answer_memory",
+        "macs_stem", "macs_step", "first_ms", "first_spread_ms", "step_ms", "step_spread_ms", "training_ms",
+        "training_spread_ms", "answer_memory",
         "training_memory", "miou",
     ]  # fmt: skip
 
@@ -147,7 +195,7 @@ def test_memory_is_what_the_profiler_counts():
     subject = open_subject("iterative-v4", options)
     assert subject.train is not None
     assert answer == pytest.approx(_allocated(lambda: subject.answer(3)), rel=0.05)
-    assert training == pytest.approx(_allocated(subject.train), rel=0.05)
+    assert training == pytest.approx(_allocated(lambda: (subject.train(), subject.train())), rel=0.05)  # type: ignore[misc]
     one_answer, one_training = memory("iterative-v4", replace(options, batch=1))
     assert one_answer is not None
     assert one_training is not None
@@ -169,13 +217,18 @@ def _allocated(call: Callable[[], object]) -> int:
 
 
 def test_adam_has_its_moments_before_the_training_step_that_counts(monkeypatch: pytest.MonkeyPatch):
-    moments, step = [], torch.optim.Adam.step
+    moments, step = list[int](), torch.optim.Adam.step
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: (moments.append(len(self.state)), step(self)))
-    subject = open_subject("iterative-v4", TINY)
-    assert subject.train is not None
-    subject.train()
-    assert moments[0] == 0
-    assert moments[-1] > 0
+
+    def seen(call: Callable[[], object], device: str) -> list[int]:
+        moments.clear()
+        call()
+        return list(moments)
+
+    monkeypatch.setattr(trailseg.benchmark, "_grown", seen)
+    _, (before, after) = trailseg.benchmark._peaks("iterative-v4", TINY)  # type: ignore[misc]
+    assert before == 0
+    assert after > 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

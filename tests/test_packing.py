@@ -304,7 +304,7 @@ finally:
 """
 
 
-@pytest.mark.parametrize("hidden", [OTHERS, ["lightning_fabric"], ["safetensors"]], ids=lambda names: names[0])
+@pytest.mark.parametrize("hidden", [OTHERS, ["torch"], ["safetensors"]], ids=lambda names: names[0])
 def test_without_what_a_run_needs_the_exported_file_answers(hidden: list[str], shipped: Path):
     done = without(hidden, PROGRAM, shipped.parent, "predict", "photo.jpg")
     assert (done.returncode, done.stdout, done.stderr) == (0, "answers/photo.png\n", "onnxruntime\n")

@@ -1,5 +1,7 @@
 """The Python interface and `trailseg predict`: every kind of picture, every number of steps, folders and videos."""
 
+import time
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image
 from small import train
+from test_ahead import until
 
 import trailseg
-from trailseg import Predictor, prediction, predictor
+from trailseg import Predictor, prediction, predictor, writing
 from trailseg.cli import run
-from trailseg.config import Size
+from trailseg.config import PredictOptions, Size
 from trailseg.data import pictures
 from trailseg.data.readers import TERMS
 from trailseg.data.scenes import scene
@@ -324,6 +327,43 @@ def test_a_folder_without_pictures_is_told(v4: Predictor, tmp_path: Path):
         next(v4.folder(tmp_path / "none"))
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve small pictures, 00.png to 11.png."""
+    (tmp_path / "in").mkdir()
+    for index in range(12):
+        Image.fromarray(image(index, 20, 30)).save(tmp_path / "in" / f"{index:02}.png")
+    return tmp_path / "in"
+
+
+class Watched:
+    """Stands in for a function: notes each call, does `before` with its number, and then what the function does."""
+
+    def __init__(self, function: Callable[..., Any], before: Callable[[int], object] = lambda number: None) -> None:
+        self.function, self.before, self.calls = function, before, list[Any]()
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        self.calls.append(given[0])
+        self.before(len(self.calls) - 1)
+        return self.function(*given, **options)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_bounded_number_of_pictures_is_read_while_those_before_are_answered(
+    batch: int, v4: Predictor, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    depth = max(batch, predictor.THREADS)
+    read = Watched(predictor.read_image, lambda number: number or until(lambda: len(read.calls) == 1 + depth))
+    expected = [min(batch * number + depth, 12) for number in range(1, 13)]
+    model = Watched(v4._model.answer, lambda number: until(lambda: len(read.calls) == expected[number]))
+    monkeypatch.setattr(predictor, "read_image", read)
+    monkeypatch.setattr(v4._model, "answer", model)
+    for place, (path, _) in enumerate(v4.folder(folder, batch=batch, steps=1, trail=False)):
+        assert path.name == f"{place:02}.png"
+        assert len(model.calls) == place // batch + 1
+    assert len(read.calls) == 12
+
+
 # Frames of a video
 
 
@@ -490,6 +530,96 @@ def test_auto_prints_the_steps_that_each_picture_took(
         assert (ids != v4(pixels, steps=steps).ids).mean() < 0.002
         overlay = np.asarray(Image.open(tmp_path / "out" / f"{name}_overlay.png"))
         np.testing.assert_array_equal(overlay, (pixels.astype(int) + make_palette(v4.facts.colours)[ids]) // 2)
+
+
+def written(run: Path, folder: Path, out: Path) -> Iterator[prediction.Written | FileError]:
+    return prediction.predict(PredictOptions(model=str(run), pictures=str(folder), device="cpu", steps=1), out)
+
+
+def whole_pairs(out: Path) -> list[str]:
+    """The names of the pictures of which both files are there and whole; nothing else may be."""
+    names = sorted(file.stem for file in out.glob("??.png"))
+    files = sorted(out.iterdir())
+    assert files == [out / f"{name}{ending}" for name in names for ending in (".png", "_overlay.png")]
+    for file in files:
+        Image.open(file).load()
+    return names
+
+
+def test_a_bounded_number_of_pictures_is_answered_while_those_before_are_written(
+    folder: Path, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    answered = Watched(Predictor.batch)
+    ahead = predictor.THREADS + 1
+    waits = Watched(prediction.write_whole, lambda number: number or until(lambda: len(answered.calls) == ahead))
+    monkeypatch.setattr(Predictor, "batch", lambda *given, **options: answered(*given, **options))
+    monkeypatch.setattr(prediction, "write_whole", waits)
+    for place, one in enumerate(written(runs["iterative-v4"], folder, tmp_path / "out")):
+        assert isinstance(one, prediction.Written)
+        assert one.path == tmp_path / "out" / f"{place:02}.png"
+        assert one.path.exists()
+        assert len(answered.calls) <= place + ahead
+    assert whole_pairs(tmp_path / "out") == [f"{place:02}" for place in range(12)]
+
+
+def test_what_is_written_is_told_in_order_though_it_is_done_in_another(
+    folder: Path, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def write(path: Path, content: bytes) -> Path:
+        if path.name == "00.png":
+            until(lambda: len(done) == 3)
+        writing.write_whole(path, content)
+        if not path.stem.endswith("_overlay"):
+            done.append(path)
+        return path
+
+    done: list[Path] = []
+    (folder / "01.png").write_text("text")
+    monkeypatch.setattr(prediction, "write_whole", write)
+    told = list(written(runs["iterative-v4"], folder, tmp_path / "out"))
+    assert done[3].name == "00.png"
+    names = [(one.path if isinstance(one, prediction.Written) else Path(str(one).split(":")[0])).name for one in told]
+    assert names == [f"{place:02}.png" for place in range(12)]
+    assert [place for place, one in enumerate(told) if isinstance(one, FileError)] == [1]
+
+
+def test_a_write_that_fails_is_told_in_its_place_and_ends_it(
+    folder: Path, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    def write(path: Path, content: bytes) -> Path:
+        if path.name == "03_overlay.png":
+            raise FileError(path, "cannot be written", "make room")
+        return writing.write_whole(path, content)
+
+    monkeypatch.setattr(prediction, "write_whole", write)
+    out = tmp_path / "out"
+    assert predict(runs["iterative-v4"], folder, f"out={out}", "steps=1") == 1
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [str(out / f"{place:02}.png") for place in range(3)]
+    assert printed.err == f"trailseg predict: {out / '03_overlay.png'}: cannot be written; make room\n"
+    assert whole_pairs(out)[:3] == ["00", "01", "02"]
+    assert "11" not in whole_pairs(out), "it went on"
+
+
+def test_an_interrupt_leaves_no_half_files(
+    folder: Path, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    def interrupted(number: int) -> None:
+        if number == 4:
+            until(lambda: slow.calls)
+            raise KeyboardInterrupt
+
+    slow = Watched(prediction.write_whole, lambda number: time.sleep(0.05))
+    answer = Watched(Predictor.batch, interrupted)
+    monkeypatch.setattr(prediction, "write_whole", slow)
+    monkeypatch.setattr(Predictor, "batch", lambda *given, **options: answer(*given, **options))
+    assert predict(runs["iterative-v4"], folder, f"out={tmp_path / 'out'}", "steps=1") == 130
+    assert only_line(capsys) == "trailseg predict: interrupted\n"
+    pairs = whole_pairs(tmp_path / "out")
+    assert pairs == [f"{place:02}" for place in range(4)][: len(pairs)]
+    assert len(slow.calls) == 2 * len(pairs) > 0
 
 
 def test_the_steps_of_a_video_are_the_mean_of_its_frames(

@@ -50,6 +50,29 @@ def test_gradients_and_statistics_are_the_same_to_the_bit(options):
         assert value is None or torch.equal(value, spared[name]), name
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_layout_in_memory_changes_no_result(norm, channels_last):
+    network = make(norm=norm, size=(32, 48)).place(torch.device("cpu"), channels_last=channels_last)
+    weight = network.stem[0].weight
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert weight.is_contiguous(memory_format=layout)
+    assert network.begin(picture(2, 3, 32, 48)).is_contiguous(memory_format=layout) or norm in ("layerHW", "layerCHW")
+    torch.testing.assert_close(
+        network(picture(2, 3, 32, 48), 3), make(norm=norm, size=(32, 48))(picture(2, 3, 32, 48), 3)
+    )
+
+
+def test_compiled_parts_give_the_same_and_any_number_of_steps():
+    plain, fast = (make("gated", norm="step", core="dilated", depth=0) for _ in range(2))
+    fast.compile_parts()
+    for steps in (2, 5):
+        torch.testing.assert_close(fast(picture(2, 3, 16, 24), steps), plain(picture(2, 3, 16, 24), steps))
+    fast.eval(), plain.eval()
+    torch.testing.assert_close(fast(picture(2, 3, 16, 24), 3), plain(picture(2, 3, 16, 24), 3))
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+
+
 def test_nothing_is_recomputed_where_no_gradient_is_asked_for(monkeypatch):
     network = make()
     network.save_memory()

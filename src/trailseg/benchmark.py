@@ -1,4 +1,4 @@
-"""What networks cost here: milliseconds to the first answer and per further step, memory, and the plot of them.
+"""What networks cost here: milliseconds to the first answer, per further step and to train, memory, and their plot.
 
 Time is that of one call from uint8 pictures to class ids and probabilities at the pictures' size, both on the host, so
 that a device is synchronised when the clock stops. Networks take turns, round by round, so that a machine that slows
@@ -60,7 +60,7 @@ class Subject:
     answer: Callable[[int], object]
     """Answers `batch` pictures after that many steps; returns when the answer is on the host."""
     train: Callable[[], object] | None
-    """Two steps of training on `batch` pictures; None where it cannot be trained."""
+    """A step of training on `batch` pictures; None where it cannot be trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,9 @@ class Figures:
     step_ms: float | None
     """Milliseconds per further step: the median of the rounds' differences; None where there is no further step."""
     step_spread_ms: float | None
+    training_ms: float | None
+    """Milliseconds of a training step (loss, gradients, Adam): the median of the rounds; None without training."""
+    training_spread_ms: float | None
     answer_memory: int | None
     """Bytes at the peak of an answer of `most` steps, beyond the weights; None where they cannot be measured."""
     training_memory: int | None
@@ -107,16 +110,19 @@ def benchmark(options: BenchmarkOptions) -> list[Figures]:
         raise OptionError(f"out={options.out}: the plot is of runs' accuracy; name a run directory, or leave out= away")
     memories = [memory(word, options) for word in words]
     rounds = time_rounds(subjects, options.repeats)
+    trained = time_training(subjects, options.repeats)
     return [
         Figures(
             **{name: value for name, value in vars(subject).items() if name in Figures.__dataclass_fields__},
-            **durations(seconds, subject.most - 1),
+            **durations(seconds, subject.most - 1, training),
             batch=options.batch,
             answer_memory=answer_memory,
             training_memory=training_memory,
             miou=_miou(subject.run),
         )
-        for subject, seconds, (answer_memory, training_memory) in zip(subjects, rounds, memories, strict=True)
+        for subject, seconds, training, (answer_memory, training_memory) in zip(
+            subjects, rounds, trained, memories, strict=True
+        )
     ]
 
 
@@ -142,17 +148,37 @@ def time_rounds(
     return rounds
 
 
-def durations(seconds: Sequence[tuple[float, float]], further: int) -> dict[str, Any]:
+def time_training(
+    subjects: Sequence[Subject], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> list[list[float]]:
+    """For each subject the seconds of a training step in each of `repeats` rounds; none for those without training."""
+    rounds: list[list[float]] = [[] for _ in subjects]
+    for number in range(WARM_UP + repeats):
+        for subject, seconds in zip(subjects, rounds, strict=True):
+            if subject.train is not None:
+                started = clock()
+                subject.train()
+                if number >= WARM_UP:
+                    seconds.append(clock() - started)
+    return rounds
+
+
+def durations(seconds: Sequence[tuple[float, float]], further: int, training: Sequence[float] = ()) -> dict[str, Any]:
     """Medians and spreads in milliseconds, as `Figures` names them.
 
-    seconds: of the first and of the longest answer of each round, at least two; further: the steps between the two.
+    seconds: of the first and of the longest answer of each round, at least two; further: the steps between the two;
+    training: seconds of a training step in each round, or nothing.
 
-    >>> durations([(1.0, 3.0), (2.0, 5.0), (3.0, 4.0)], 2)
-    {'first_ms': 2000.0, 'first_spread_ms': 500.0, 'step_ms': 1000.0, 'step_spread_ms': 250.0}
+    >>> found = durations([(1.0, 3.0), (2.0, 5.0), (3.0, 4.0)], 2)
+    >>> found["first_ms"], found["first_spread_ms"], found["step_ms"], found["step_spread_ms"]
+    (2000.0, 500.0, 1000.0, 250.0)
     """
+    nothing = (None, None)
     first = _median_and_spread([1000 * one for one, _ in seconds])
-    step = _median_and_spread([1000 * (all_ - one) / further for one, all_ in seconds]) if further else (None, None)
-    return dict(zip(("first_ms", "first_spread_ms", "step_ms", "step_spread_ms"), (*first, *step), strict=True))
+    step = _median_and_spread([1000 * (all_ - one) / further for one, all_ in seconds]) if further else nothing
+    train = _median_and_spread([1000 * one for one in training]) if training else nothing
+    keys = ("first_ms", "first_spread_ms", "step_ms", "step_spread_ms", "training_ms", "training_spread_ms")
+    return dict(zip(keys, (*first, *step, *train), strict=True))
 
 
 def memory(word: str, options: BenchmarkOptions) -> tuple[int | None, int | None]:
@@ -213,12 +239,12 @@ def _open_torch(word: str, options: BenchmarkOptions) -> Subject:
     """A row of the table, with weights of its own, or a run."""
     import torch
 
+    from trailseg.device import settle
     from trailseg.inference import refine
     from trailseg.losses import StepLoss
     from trailseg.networks.build import build
     from trailseg.networks.cost import cost
     from trailseg.runs import Run, network_options
-    from trailseg.training import make_fabric
 
     run = None if word in ROWS else Run.open(word)
     if run is None:
@@ -229,38 +255,45 @@ def _open_torch(word: str, options: BenchmarkOptions) -> Subject:
         classes, parts = len(run.config["data"]["classes"]), network_options(run.options)
         network = run.network()
     size, most = parts["size"], network.up_to(options.steps)
-    fabric = make_fabric(options.device, options.precision)
-    network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    compute = settle(options.device, options.precision)
+    network.place(compute.device, channels_last=options.channels_last)
+    if options.recompute:
+        network.save_memory()
+    if options.compile:
+        network.compile_parts()
     images = _pictures(options.batch, size)
 
     def load() -> torch.Tensor:
-        return torch.from_numpy(images).to(fabric.device).permute(0, 3, 1, 2).float() / 255
+        return torch.from_numpy(images).to(compute.device).permute(0, 3, 1, 2).float() / 255
 
     @torch.inference_mode()
     def answer(steps: int) -> list[np.ndarray]:
-        with fabric.autocast():
+        with compute.autocast():
             logits = refine(network, load(), steps=steps).logits[-1]
         probability, ids = network.upsample(logits.float(), size, size).softmax(1).max(1)
         return [probability.cpu().numpy(), ids.byte().cpu().numpy()]
 
+    adam, criterion = torch.optim.Adam(network.parameters()), StepLoss(dice=1, gamma=1)
+    side = [-(-pixels // network.scale) for pixels in size]
+    labels = torch.zeros(options.batch, *side, dtype=torch.uint8, device=compute.device)
+
     def train() -> None:
         network.train()
-        adam, criterion = torch.optim.Adam(network.parameters()), StepLoss(dice=1, gamma=1)
-        side = [-(-pixels // network.scale) for pixels in size]
-        labels = torch.zeros(options.batch, *side, dtype=torch.uint8, device=fabric.device)
-        for _ in range(2):  # Adam makes its moments in the first
-            with fabric.autocast():
-                logits = network(load(), most)
-            sums, counts = criterion(logits, labels)
-            adam.zero_grad()
-            fabric.backward((sums / counts).sum())
-            adam.step()
+        with compute.autocast():
+            logits = network(load(), most)
+        sums, counts = criterion(logits, labels)
+        adam.zero_grad()
+        (sums / counts).sum().backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        network.eval()
+        if compute.device.type == "cuda":
+            torch.cuda.synchronize()
 
     return Subject(
         name=word,
         runtime="PyTorch",
-        device=fabric.device.type,
-        precision=options.precision,
+        device=compute.device.type,
+        precision=compute.precision,
         size=size,
         most=most,
         weights=sum(tensor.nbytes for tensor in network.state_dict().values()),
@@ -328,7 +361,10 @@ def _peaks(word: str, options: BenchmarkOptions) -> list[int | None]:
         gc.collect()
         return call and _grown(call, subject.device)
 
-    return [peak(lambda subject: partial(subject.answer, subject.most)), peak(lambda subject: subject.train)]
+    def twice(train: Callable[[], object] | None) -> Callable[[], object] | None:
+        return train and (lambda: (train(), train()))  # Adam makes its moments in the first
+
+    return [peak(lambda subject: partial(subject.answer, subject.most)), peak(lambda subject: twice(subject.train))]
 
 
 def _grown(call: Callable[[], object], device: str) -> int | None:

@@ -221,15 +221,16 @@ def benchmark(given: Given) -> int:
     print(f"{figures[0].device}, batch {options.batch}, precision {options.precision}, {options.repeats} rounds")
     print("ms: median ± half the distance between the quartiles; MB in use: at the peak, beyond the weights\n")
     heads = ["network", "size", "parameters (M)", "weights (MB)", "stem (GMAC)", "a step (GMAC)", "first answer (ms)"]
-    heads += ["a further step (ms)", "answer (MB in use)", "training (MB in use)"]
+    heads += ["a further step (ms)", "a training step (ms)", "answer (MB in use)", "training (MB in use)"]
     rows = []
     for one in figures:
         first = f"{one.first_ms:.1f} ± {one.first_spread_ms:.1f}"
         step = "-" if one.step_ms is None else f"{one.step_ms:.1f} ± {one.step_spread_ms:.1f}"
+        training = "-" if one.training_ms is None else f"{one.training_ms:.1f} ± {one.training_spread_ms:.1f}"
         sizes = [f"{one.parameters / 1e6:.2f}", f"{one.weights / 1e6:.1f}"]
         macs = [f"{one.macs_stem / 1e9:.2f}", f"{one.macs_step / 1e9:.2f}"]
         used = ["-" if n is None else f"{n / 1e6:.1f}" for n in (one.answer_memory, one.training_memory)]
-        rows.append([one.name, "x".join(map(str, one.size)), *sizes, *macs, first, step, *used])
+        rows.append([one.name, "x".join(map(str, one.size)), *sizes, *macs, first, step, training, *used])
     _print_table(heads, rows)
     for path in plotted:
         print(f"\nwrote {path}")

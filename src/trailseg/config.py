@@ -21,7 +21,7 @@ class StepRange(NamedTuple):
 
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("32", "bf16")
+PRECISIONS = ("auto", "32", "bf16")
 
 TOLERANCE = 0.01
 """Share of the pixels, 0..1, that a step must change for steps=auto to take another."""
@@ -37,8 +37,8 @@ FREE = {"free": True}
 class PartsOptions:
     """The parts that a network is built from."""
 
-    stem: str = "x8"
-    """Distillation stem: x1, x2, x4 or x8, by how much smaller it makes the picture each way; or s8, by strides."""
+    stem: str = "s8"
+    """Stem: s8 makes the picture 8 times smaller each way by strides; x1, x2, x4 or x8 by pools (original: x8)."""
     core: str = "resunet"
     """Core: resnet, resunet (skips), upresnet or upresunet (nearest-neighbour upsampling), dilated (coarsest level)."""
     norm: str = "group"
@@ -96,8 +96,12 @@ class TrainOptions(DataOptions, NetworkOptions):
 
     device: str = "auto"
     """Device: auto, cpu, cuda or mps."""
-    precision: str = "32"
-    """Precision: 32, or bf16 (mixed: weights stay in 32 bits)."""
+    precision: str = "auto"
+    """Precision: 32, bf16 (mixed: weights stay in 32 bits), or auto: bf16 where CUDA computes in it, else 32."""
+    channels_last: bool = True
+    """Whether features lie in memory pixel by pixel: faster convolutions, but a slower norm=layerHW on a processor."""
+    compile: bool = False
+    """Whether torch.compile translates stem and cores: minutes at the start, and slower on a processor."""
     epochs: int = 100
     """Times that every training picture is seen (original: 100 and 250)."""
     batch: int = 6
@@ -259,7 +263,7 @@ class EvaluateOptions(TrainedOptions):
     run: str
     """Run directory, as `trailseg train` made it."""
     precision: str | None = None
-    """Precision: 32 or bf16 (default: as trained)."""
+    """Precision: 32, bf16 or auto (default: as trained)."""
     steps: StepRange | None = None
     """Steps to measure: 8, or 1..8, or 4..8 (default: up to those trained)."""
     anytime: bool = False
@@ -300,7 +304,7 @@ class PredictOptions(TrainedOptions):
     most_steps: int | None = None
     """Most steps of steps=auto (default: twice those trained, or as many as the network takes)."""
     precision: str = "32"
-    """Precision: 32, or bf16 (mixed); an exported file computes in 32."""
+    """Precision: 32, bf16 (mixed) or auto (bf16 on CUDA); an exported file computes in 32."""
     size: Size | None = None
     """Height,width in pixels that pictures are resized to (default: as trained)."""
     batch: int = 1
@@ -325,7 +329,13 @@ class BenchmarkOptions(PartsOptions):
     device: str = "auto"
     """Device: auto, cpu, cuda or mps."""
     precision: str = "32"
-    """Precision: 32 or bf16; an exported file keeps its own."""
+    """Precision: 32, bf16 or auto (bf16 on CUDA); an exported file keeps its own."""
+    channels_last: bool = True
+    """Whether features lie in memory pixel by pixel (PyTorch only)."""
+    compile: bool = False
+    """Whether torch.compile translates stem and cores (PyTorch only)."""
+    recompute: bool = False
+    """Whether training recomputes each step and the stem's norms in the backward pass."""
     batch: int = 1
     """Pictures at a time."""
     repeats: int = 15

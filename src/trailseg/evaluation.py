@@ -15,13 +15,13 @@ from trailseg.config import EvaluateOptions
 from trailseg.data.cache import decoded
 from trailseg.data.memory import Memory, labels_at_scale
 from trailseg.data.readers import open_data, select
+from trailseg.device import settle
 from trailseg.errors import FileError
 from trailseg.inference import changed_share, classify
 from trailseg.labels import IGNORE
 from trailseg.metrics import confusion_matrix, measures, measures_per_step
 from trailseg.networks.recurrence import Recurrence
 from trailseg.runs import Run
-from trailseg.training import make_fabric
 
 
 class Stop(NamedTuple):
@@ -76,7 +76,7 @@ def evaluate(
         pictures, labels = memory.take(where)
         images, truths = pictures.to(device).float() / 255, labels_at_scale(labels.to(device), network.scale)
         with autocast():
-            logits = network(images.contiguous(memory_format=torch.channels_last), steps).float()
+            logits = network(images, steps).float()
         if not logits.isfinite().all():
             names = ", ".join(memory.names[i] for i in where.tolist())
             raise FileError(split, f"the network's answer to {names} is not finite", "train anew with a smaller lr")
@@ -123,15 +123,15 @@ def evaluate_run(run: Run, options: EvaluateOptions, stops: Sequence[Stop] = ())
     if list(source.labels.classes) != run.config["data"]["classes"]:
         raise FileError(run.folder, "was trained on other classes than the data has now", "say its own root=")
     pictures = select(source, options.split)
-    fabric = make_fabric(options.device, options.precision or trained.precision)
+    compute = settle(options.device, options.precision or trained.precision)
     return evaluate(
-        network.to(fabric.device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        network.place(compute.device, channels_last=trained.channels_last),
         decoded(pictures, trained.size, budget=1e9 * trained.memory),
         split=options.split,
         steps=steps,
         classes=source.labels.classes,
         batch=options.batch,
-        device=fabric.device,
-        autocast=fabric.autocast,
+        device=compute.device,
+        autocast=compute.autocast,
         stops=stops,
     )

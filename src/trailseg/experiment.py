@@ -1,7 +1,7 @@
 """One experiment: from options to a finished run in a directory of its own."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 
+from trailseg import device
 from trailseg.config import TrainOptions
 from trailseg.data.augment import PRESETS
 from trailseg.data.cache import decoded
@@ -35,6 +36,7 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
 
     OptionError and FileError before anything is written, where something does not fit; see also `training.fit`.
     """
+    options = settle(options)
     labels = check(options).labels
     fabric = _fabric(options)
     console.quiet |= not fabric.is_global_zero
@@ -151,6 +153,11 @@ def check(options: TrainOptions) -> DataSet | Procedural:
     return open_data(
         options.data, root=options.root, labels=options.labels, size=options.size, pictures=options.pictures
     )
+
+
+def settle(options: TrainOptions) -> TrainOptions:
+    """The options with that in place of auto which it means on their device."""
+    return replace(options, precision=device.settle(options.device, options.precision).precision)
 
 
 def alone(options: TrainOptions) -> bool:

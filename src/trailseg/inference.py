@@ -11,11 +11,11 @@ from torch import Tensor
 
 from trailseg.config import Size
 from trailseg.data.readers import TERMS
+from trailseg.device import settle
 from trailseg.errors import OptionError
 from trailseg.model import Answers, Facts
 from trailseg.networks.recurrence import Recurrence, State
 from trailseg.runs import Run
-from trailseg.training import make_fabric
 
 
 class Refined(NamedTuple):
@@ -85,8 +85,8 @@ class TorchModel:
     def __init__(self, run: Run, *, device: str, precision: str, checkpoint: str) -> None:
         """FileError where the run has no such checkpoint, OptionError where the device is not there."""
         self.facts = facts_of(run)
-        self._fabric = make_fabric(device, precision)
-        self.network = run.network(checkpoint).to(self._fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._compute = settle(device, precision)
+        self.network = run.network(checkpoint).place(self._compute.device, channels_last=run.options.channels_last)
 
     @torch.inference_mode()
     def answer(
@@ -97,8 +97,8 @@ class TorchModel:
         if state is not None:
             self._check_state(images, state)
         size = Size(*images.shape[1:3])
-        batch = torch.from_numpy(images).to(self._fabric.device).permute(0, 3, 1, 2).float() / 255
-        with self._fabric.autocast():
+        batch = torch.from_numpy(images).to(self._compute.device).permute(0, 3, 1, 2).float() / 255
+        with self._compute.autocast():
             refined = refine(self.network, batch, steps=steps, tolerance=tolerance, state=state)
         ids, probability = classify(self.network, refined.logits[-1], size, to)
         every = None

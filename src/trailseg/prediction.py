@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trailseg.ahead import ahead
 from trailseg.config import PredictOptions
 from trailseg.errors import FileError, OptionError
-from trailseg.predictor import Predictor, find_pictures
+from trailseg.predictor import THREADS, Answer, Predictor, find_pictures
 from trailseg.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
 from trailseg.writing import png, write_whole
 
@@ -51,12 +52,16 @@ def predict(options: PredictOptions, out: Path) -> Iterator[Written | FileError]
     if video:
         yield from _predict_video(predictor, source, out, {**asked, "warm_start": options.warm_start})
         return
-    for picture, answer in predictor.folder(source, batch=options.batch, trail=False, **asked):
+
+    def write(told: tuple[Path, Answer | FileError]) -> Written | FileError:
+        picture, answer = told
         if isinstance(answer, FileError):
-            yield answer
-            continue
+            return answer
         write_whole(out / f"{picture.stem}_overlay.png", png(answer.overlay()))
-        yield Written(write_whole(out / f"{picture.stem}.png", png(answer.ids)), answer.steps)
+        return Written(write_whole(out / f"{picture.stem}.png", png(answer.ids)), answer.steps)
+
+    answers = predictor.folder(source, batch=options.batch, trail=False, **asked)
+    yield from ahead(write, answers, depth=max(options.batch, THREADS), workers=THREADS)
 
 
 def _predict_video(

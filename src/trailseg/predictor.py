@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from trailseg.ahead import ahead
 from trailseg.config import MODEL, STEPS_LIMIT, TOLERANCE, Size
 from trailseg.data.pictures import MAX_PIXELS, PICTURE_SUFFIXES, as_rgb, read_image
 from trailseg.errors import FileError, OptionError
@@ -26,7 +27,10 @@ from trailseg.video import VideoReader
 WEIGHTS = Path(__file__).parent / "weights"
 """What `trailseg pack` wrote of the networks in the package, each in a folder of its name."""
 
-RUN_PACKAGES = ("torch", "lightning_fabric", "safetensors")
+THREADS = 4
+"""That read pictures ahead, and as many that write answers; each holds a picture, so that more would cost memory."""
+
+RUN_PACKAGES = ("torch", "safetensors")
 """What a run directory needs to be read."""
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -132,19 +136,16 @@ class Predictor:
     def folder(self, path: str | Path, *, batch: int = 1, **options: Any) -> Iterator[tuple[Path, Answer | FileError]]:
         """Each picture of a folder, in the order of the names, with its answer or what is wrong with it.
 
-        `options` are those of `batch`. FileError where there is no folder, or no picture in it.
+        Pictures are read ahead in threads: the next batch, and at least THREADS. `options` are those of `batch`.
+        FileError where there is no folder, or no picture in it.
         """
         found = find_pictures(Path(path))
+        images = ahead(_read, found, depth=max(batch, THREADS), workers=THREADS)
         for first in range(0, len(found), batch):
-            images: dict[Path, np.ndarray | FileError] = {}
-            for file in found[first : first + batch]:
-                try:
-                    images[file] = read_image(file)
-                except FileError as error:
-                    images[file] = error
-            whole = {file: image for file, image in images.items() if isinstance(image, np.ndarray)}
+            read = dict(zip(found[first : first + batch], images, strict=False))  # takes one image for each file
+            whole = {file: image for file, image in read.items() if isinstance(image, np.ndarray)}
             answers = dict(zip(whole, self.batch(list(whole.values()), **options), strict=True))
-            for file, image in images.items():
+            for file, image in read.items():
                 yield file, image if isinstance(image, FileError) else answers[file]
 
     def video(
@@ -274,7 +275,7 @@ def _open(path: Path, *, device: str, precision: str, checkpoint: str) -> Model:
     if exported:
         from trailseg.onnx_model import OnnxModel, OnnxParts
 
-        if precision != "32":
+        if precision == "bf16":
             raise OptionError(f"precision={precision}: an exported file computes in 32 bits; leave it out")
         if checkpoint != "last":
             raise OptionError(f"checkpoint={checkpoint}: an exported file holds one; choose it when you export")
@@ -283,6 +284,14 @@ def _open(path: Path, *, device: str, precision: str, checkpoint: str) -> Model:
     from trailseg.runs import Run
 
     return TorchModel(Run.open(path), device=device, precision=precision, checkpoint=checkpoint)
+
+
+def _read(path: Path) -> np.ndarray | FileError:
+    """(H, W, 3) uint8 RGB, or what is wrong with the file."""
+    try:
+        return read_image(path)
+    except FileError as error:
+        return error
 
 
 def _image(picture: Picture) -> np.ndarray:

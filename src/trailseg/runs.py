@@ -24,7 +24,7 @@ from trailseg.version import __version__
 from trailseg.writing import write_whole
 
 # Options that say where and how a run is computed and kept, not what it computes.
-PLACE = ("device", "devices", "nodes", "root", "out", "resume", "memory", "recompute")
+PLACE = ("device", "devices", "nodes", "root", "out", "resume", "memory", "recompute", "channels_last", "compile")
 
 
 @dataclass(frozen=True)

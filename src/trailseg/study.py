@@ -11,7 +11,7 @@ from rich.console import Console
 
 from trailseg.config import TrainOptions
 from trailseg.errors import FileError, OptionError
-from trailseg.experiment import alone, check, check_same, train
+from trailseg.experiment import alone, check, check_same, settle, train
 from trailseg.parsing import from_mapping, read_yaml
 from trailseg.report import write_report
 from trailseg.report.published import read_published
@@ -61,7 +61,7 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
         given = {k: v for k, v in row.items() if k != "name"}
         for split, seed in product(splits, [None] if "seed" in {**row, **overrides} else seeds):
             values = {**defaults, **given, **split, **({} if seed is None else {"seed": seed}), **overrides}
-            options = from_mapping(TrainOptions, values, f"{file}: {name}")
+            options = settle(from_mapping(TrainOptions, values, f"{file}: {name}"))
             folder = out / "-".join([name, *([options.val_on] if split else []), f"seed{options.seed}"])
             if folder in planned:
                 raise OptionError(f"{file}: two rows are called {name}; give each a name of its own")

@@ -22,7 +22,8 @@ from trailseg.ahead import ahead
 from trailseg.config import Size, TrainOptions
 from trailseg.data import augment
 from trailseg.data.memory import Batch, Memory, batches, labels_at_scale
-from trailseg.errors import FileError, OptionError
+from trailseg.device import settle
+from trailseg.errors import FileError
 from trailseg.labels import IGNORE
 from trailseg.losses import StepLoss, class_weights
 from trailseg.networks.recurrence import Recurrence
@@ -39,17 +40,14 @@ Report = Callable[[dict[str, Any]], None]
 
 def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1, strategy: str = "auto") -> Fabric:
     """Fabric for a device and a precision by the names of the options; OptionError where the device is not there."""
-    if device in ("cuda", "mps"):
-        there = torch.cuda.is_available() if device == "cuda" else torch.backends.mps.is_available()
-        if not there:
-            raise OptionError(f"device={device}: there is none here; say device=cpu, or leave it out")
+    compute = settle(device, precision)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of every precision and process group
     return Fabric(
-        accelerator=device,
+        accelerator=compute.device.type,
         devices=devices,
         num_nodes=nodes,
         strategy=strategy,
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
+        precision="bf16-mixed" if compute.precision == "bf16" else "32-true",
     )
 
 
@@ -77,13 +75,15 @@ def fit(
     epoch the log gets its line and then checkpoints/last is replaced; checkpoints/best holds the weights of the best
     validated mIoU of the last step. FileError where a loss or weight is not finite; no checkpoint holds such.
     """
-    network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.place(fabric.device, channels_last=options.channels_last)
     if options.recompute:
         network.save_memory()
     if options.freeze_stem:
         network.stem.requires_grad_(False)
     adam = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)
     average = copy.deepcopy(network) if options.ema else None
+    if options.compile:
+        network.compile_parts()
     done = run.epoch
     if done:
         run.load(network, "last", adam, average)
@@ -149,7 +149,7 @@ def train_epoch(
     for number, (batch, fetched) in enumerate(zip(order, found, strict=True)):
         images, labels = load(fetched, options.crop or options.size, fabric.device)
         prefix, steps = draw_steps(options, most=network.up_to(options.steps), epoch=epoch, number=number)
-        logits = wrapped(images.contiguous(memory_format=torch.channels_last), steps, prefix)
+        logits = wrapped(images, steps, prefix)
         sums, counts = criterion(logits, labels_at_scale(labels, network.scale))
         # DDP takes the mean of the processes' gradients; dividing by the counts of all makes it that of one process.
         counts = together(fabric, counts)

@@ -16,8 +16,8 @@ Norm = Callable[[int, Size], nn.Module]
 class StepNorm(nn.Module):
     """Batch normalisation with statistics of its own for the first step, and others for all later ones.
 
-    Whoever takes steps sets `step` before each, from 0. "Recurrent Batch Normalization" (Cooijmans et al., 2017) keeps
-    some for every step (section 3); with two sets any number of steps can follow.
+    Whoever takes steps sets `step` before each: 0 for the first. "Recurrent Batch Normalization" (Cooijmans et al.,
+    2017) keeps some for every step (section 3); with two sets any number of steps can follow.
     """
 
     def __init__(self, channels: int) -> None:

@@ -15,7 +15,7 @@ Legend: B batch, S steps, K classes, F feature channels, H x W picture, h x w fe
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +78,7 @@ class Recurrence(nn.Module):
         self.step_norms = [module for core in cores for module in core.modules() if isinstance(module, StepNorm)]
         self.residual = residual
         self.max_steps, self.bound_to = max_steps, bound_to
-        self.recompute = False
+        self.recompute = self.channels_last = False
         self.stride, self.scale, self.multiple = stride, scale, multiple
         # alpha: 0 forgets the state, 1 passes it unchanged. beta: 0 hears nothing of the last prediction (and gives
         # the feedback no gradient), 1 adds it at full strength.
@@ -107,6 +107,8 @@ class Recurrence(nn.Module):
 
     def begin(self, image: Tensor) -> Tensor:
         """The context (B, F, h, w) of image (B, 3, H, W), RGB in 0..1; OptionError on a size that does not suit."""
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
         return self.stem(self.pad((image - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)))
 
     def step(self, t: int, context: Tensor, before: State | None) -> State:
@@ -118,13 +120,23 @@ class Recurrence(nn.Module):
             state = _at(self.fuses, t - 1)(torch.cat([context, before.hidden], 1)) if self.fuses else before.hidden
             x = _at(self.alpha, t - 1) * state + _at(self.beta, t - 1) * self.feedback(before.logits)
         for norm in self.step_norms:
-            norm.step = t
+            norm.step = min(t, 1)  # no more than it asks for, lest torch.compile makes code for every step
         hidden = _at(self.cores, t)(x)
         if self.gate is not None:
             hidden = hidden * self.gate(torch.cat([x, hidden], 1)).sigmoid()
         if self.residual:
             hidden = hidden + x
         return State(hidden, self.head(hidden))
+
+    def place(self, device: torch.device, *, channels_last: bool = True) -> Self:
+        """Moves the weights to the device; with `channels_last` they and the features lie there pixel by pixel."""
+        self.channels_last = channels_last
+        return self.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
+
+    def compile_parts(self) -> None:
+        """From now on stem and cores are what torch.compile makes of them: no code depends on the number of steps."""
+        for part in (self.stem, *self.cores):
+            part.compile()
 
     def save_memory(self) -> None:
         """From now on the backward pass recomputes each step, and the stem but for its convolutions."""

@@ -1,0 +1,40 @@
+"""Where a trained network computes, and in which precision: without what only training needs, which starts slowly."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trailseg.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and a precision."""
+
+    device: torch.device
+    precision: str
+    """32 or bf16."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Within it operations that bear it compute in bf16, where that is the precision."""
+        if self.precision == "32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def settle(device: str, precision: str) -> Compute:
+    """What the options mean here: auto is CUDA before MPS before the processor, and bf16 where CUDA computes in it.
+
+    OptionError where the device is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, usable in there.items() if usable)
+    if not there[device]:
+        raise OptionError(f"device={device}: there is none here; say device=cpu, or leave it out")
+    if precision == "auto":
+        fast = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if fast else "32"
+    return Compute(torch.device(device), precision)
