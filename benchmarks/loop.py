@@ -1,13 +1,16 @@
-"""Pictures per second of training epochs, and of the same steps on one fixed batch: is the loop the limit?
+"""Is the loop the limit? Pictures per second of training epochs, and of the same steps on one fixed batch.
 
-    python benchmarks/loop.py [rounds=5] [OPTION=VALUE ...]     options are those of `trailseg train`
+    python benchmarks/loop.py [rounds=5] [json=PATH] [OPTION=VALUE ...]     options are those of `trailseg train`
 
-Both are timed in turn, so that a busy machine slows both; the last line is the median of the rounds' ratios.
+Both are timed in turn, so that a busy machine slows both, held in memory and memory-mapped from the cache; the ratio of
+times is the median of the rounds'. An epoch reads, draws and augments every picture; a fixed batch only computes.
 """
 
+import json
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,13 +24,11 @@ from trailseg.experiment import check
 from trailseg.losses import StepLoss
 from trailseg.parsing import from_mapping, read_words
 from trailseg.runs import Run, build_network
+from trailseg.writing import write_whole
 
 
-def main(words: list[str]) -> None:
-    """Prints pictures per second of each round, and the ratio."""
-    rounds = next((int(word.removeprefix("rounds=")) for word in words if word.startswith("rounds=")), 5)
-    given = read_words(TrainOptions, [word for word in words if not word.startswith("rounds=")])
-    options = from_mapping(TrainOptions, given)
+def ratios(options: TrainOptions, rounds: int) -> list[tuple[float, float]]:
+    """Seconds per picture of an epoch and of a fixed batch, in each round."""
     source, fabric = check(options), training.make_fabric(options.device, options.precision)
     pictures = select(source, options.train_on)
     memory = decoded(pictures, options.size, budget=1e9 * options.memory).on(fabric.device)
@@ -39,12 +40,13 @@ def main(words: list[str]) -> None:
     fetched = training.fetch(memory, options, 1, fixed)
     images, labels = training.load(fetched, options.crop or options.size, fabric.device)
 
-    def epoch(number: int) -> None:
+    def epoch(number: int) -> int:
         training.train_epoch(
             fabric, network, wrapped, optimizer, criterion, None, memory, options, number, Run(Path("nowhere"))
         )
+        return count
 
-    def steps(number: int) -> None:
+    def steps(number: int) -> int:
         for _ in range(count // options.batch):
             logits = wrapped(images, network.up_to(options.steps), 0)
             sums, counts = criterion(logits, labels_at_scale(labels, network.scale))
@@ -53,18 +55,41 @@ def main(words: list[str]) -> None:
             optimizer.step()
         if fabric.device.type == "cuda":
             torch.cuda.synchronize()
+        return count // options.batch * options.batch
 
-    ratios = []
+    taken = []
     for number in range(rounds + 1):  # the first warms up
-        rates = []
-        for work, pictures in ((epoch, count), (steps, count // options.batch * options.batch)):
+        seconds = []
+        for work in (epoch, steps):
             started = time.perf_counter()
-            work(number + 1)
-            rates.append(pictures / (time.perf_counter() - started))
+            done = work(number + 1)
+            seconds.append((time.perf_counter() - started) / done)
         if number:
-            ratios.append(rates[0] / rates[1])
-            print(f"epoch {rates[0]:.1f}, fixed batch {rates[1]:.1f} pictures/s: {ratios[-1]:.2f}", flush=True)
-    print(f"median ratio {statistics.median(ratios):.2f} on {fabric.device}")
+            taken.append((seconds[0], seconds[1]))
+    return taken
+
+
+def main(words: list[str]) -> None:
+    """Prints pictures per second of both, and the ratio of their times, held in memory and mapped."""
+    own = dict(word.split("=", 1) for word in words if word.startswith(("rounds=", "json=")))
+    given = read_words(TrainOptions, [word for word in words if not word.startswith(("rounds=", "json="))])
+    options = from_mapping(TrainOptions, given)
+    rows = []
+    for where, memory in (("held in memory", options.memory), ("memory-mapped", 0.0)):
+        taken = ratios(replace(options, memory=memory), int(own.get("rounds", 5)))
+        epoch, fixed = (statistics.median(seconds) for seconds in zip(*taken, strict=True))
+        row = {
+            "pictures": where,
+            "network": options.network,
+            "augment": options.augment,
+            "epoch_pictures_per_second": round(1 / epoch, 1),
+            "fixed_batch_pictures_per_second": round(1 / fixed, 1),
+            "time_ratio": round(statistics.median(one / other for one, other in taken), 3),
+        }
+        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        rows.append(row)
+    if "json" in own:
+        write_whole(Path(own["json"]), json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

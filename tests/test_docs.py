@@ -23,7 +23,8 @@ from trailseg.study import plan
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-RESULTS = [path.name for path in sorted((ROOT / "results").iterdir())]
+RESULTS = [path.parent.name for path in sorted((ROOT / "results").glob("*/study.yaml"))]
+MEASURED = ROOT / "results" / "performance"
 DOCS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -52,6 +53,8 @@ def test_the_readmes_figures_are_those_of_the_committed_logs(results):
     table = re.search(r"^\|.*?(?=\n\n|\Z)", report.markdown.read_text(), re.DOTALL | re.MULTILINE)
     if committed.name == "camvid-drives":
         check_block(ROOT / "docs" / "camvid.md", f"across {committed.name}", table[0])
+    elif committed.name == "camvid-stems":
+        check_block(ROOT / "docs" / "performance.md", f"table {committed.name}", table[0])
     elif committed.name != "camvid-anytime":
         check_block(README, f"table {committed.name}", table[0])
     if committed.name == "camvid":
@@ -181,6 +184,31 @@ def test_the_readme_names_every_file_in_a_line():
             purpose = read_yaml(path)["title"]
         lines.append(f"- `{path.relative_to(ROOT)}`: {purpose}")
     check_block(README, "files", "\n".join(lines))
+
+
+@pytest.mark.parametrize("path", sorted(MEASURED.glob("*.json")), ids=lambda path: path.stem)
+def test_the_page_on_performance_says_what_was_measured(path):
+    measured = json.loads(path.read_text())
+    if path.stem == "growth":
+        check_block(ROOT / "docs" / "performance.md", "performance growth", markdown(measured["slopes"]))
+        check_block(ROOT / "docs" / "performance.md", "performance rates", markdown(measured["rates"]))
+        steps = [
+            {k: v for k, v in row.items() if k in RECOMPUTED} for row in measured["points"] if row["varied"] == "steps"
+        ]
+        check_block(ROOT / "docs" / "performance.md", "performance recompute", markdown(steps))
+    else:
+        check_block(ROOT / "docs" / "performance.md", f"performance {path.stem}", markdown(measured))
+
+
+RECOMPUTED = ("stem", "value", "training_megabytes", "recomputed_training_megabytes")
+
+
+def markdown(rows):
+    """Flat objects as a table, their keys as heads."""
+    heads = [key.replace("_", " ") for key in rows[0]]
+    numbers = ["---:" if isinstance(value, int | float) else "---" for value in rows[0].values()]
+    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (heads, numbers, *(row.values() for row in rows))]
+    return "\n".join(lines).replace("None", "–")
 
 
 def commands():

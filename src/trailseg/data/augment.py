@@ -113,12 +113,12 @@ def apply(images: Tensor, labels: Tensor, drawn: Tensor, size: tuple[int, int]) 
     labels = (shifted[:, 0] + IGNORE).to(torch.uint8)
 
     brightness, contrast, saturation = drawn[:, 6:9, None, None, None].unbind(1)
-    images = images * brightness
-    images = torch.lerp(images.mean((1, 2, 3), keepdim=True), images, contrast)
+    images.mul_(brightness)  # in place from here on: fresh memory costs more than the arithmetic
+    torch.lerp(images.mean((1, 2, 3), keepdim=True), images, contrast, out=images)
     grey = (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
-    images = torch.lerp(grey, images, saturation).clamp(0, 1)
+    torch.lerp(grey, images, saturation, out=images).clamp_(0, 1)
     if (drawn[:, 9:] != 1).any():
-        images = (images ** drawn[:, 9, None, None, None] * drawn[:, 10:, None, None]).clamp(0, 1)
+        images.pow_(drawn[:, 9, None, None, None]).mul_(drawn[:, 10:, None, None]).clamp_(0, 1)
     return images, labels
 
 

@@ -1,0 +1,149 @@
+"""What does the original study's network cost beside the same one here, and beside one with a strided stem?
+
+    python benchmarks/original.py [network=iterative-v6] [rounds=5] [size=384,768] [batch=2] [device=cpu] [json=PATH]
+
+The original is written out in tests/longhand.py and has its own parts: the 5 x 5 stem, norm=layerHW, activations before
+pools and out of place, the logits of all steps kept; 60 channels, four halvings, three steps, float32, as everything
+here but the last row. Each round computes a training step (loss, gradients, Adam) and an answer of every subject in
+turn, so that a busy machine slows all; ratios are medians of the rounds'. Memory is what a call adds at its peak to a
+process of its own. Height and width must be divisible by 128.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trailseg.benchmark import HANDS_BACK, _grown
+from trailseg.device import settle
+from trailseg.losses import StepLoss
+from trailseg.networks.build import build
+from trailseg.writing import write_whole
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import longhand
+
+SUBJECTS: dict[str, dict[str, Any]] = {
+    "original": {"stem": "x8", "norm": "layerHW", "channels_last": False},
+    "here": {"stem": "x8", "norm": "group"},
+    "here, recompute=true": {"stem": "x8", "norm": "group", "recompute": True},
+    "here, norm=layerHW": {"stem": "x8", "norm": "layerHW", "channels_last": False},
+    "here, stem=s8": {"stem": "s8", "norm": "group"},
+    "here, stem=s8 precision=bf16": {"stem": "s8", "norm": "group", "precision": "bf16"},
+}
+CLASSES = 9
+DEFAULTS = {"network": "iterative-v6", "rounds": "5", "size": "384,768", "batch": "2", "device": "cpu", "json": ""}
+
+
+def make(name: str, options: dict[str, str]) -> dict[str, Callable[[], object]]:
+    """A training step and an answer of the subject of that name."""
+    given, (height, width) = SUBJECTS[name], map(int, options["size"].split(","))
+    compute, row = settle(options["device"], given.get("precision", "32")), options["network"]
+    torch.manual_seed(0)
+    network = build(
+        network=row, stem=given["stem"], norm=given["norm"], core="resunet", channels=60, depth=4, growth=1.5, finer=1,
+        steps=3, classes=CLASSES, size=(height, width),
+    ).place(compute.device, channels_last=given.get("channels_last", True))  # fmt: skip
+    forward: Callable[[torch.Tensor], torch.Tensor] = lambda images: network(images, 3)  # noqa: E731
+    if name == "original":
+        layers = list(network.stem)
+        pools = [place for place, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+        for place in pools:  # which follow the activations
+            layers[place : place + 2] = layers[place + 1], layers[place]
+        network.stem = nn.Sequential(*layers)
+        for module in network.modules():
+            if isinstance(module, nn.LeakyReLU):
+                module.inplace = False
+        written_out = getattr(longhand, row.replace("-", "_"))
+        forward = lambda images: torch.stack(written_out(network, images), 1)  # noqa: E731
+    if given.get("recompute"):
+        network.save_memory()
+    adam, criterion = torch.optim.Adam(network.parameters()), StepLoss(dice=1, gamma=1)
+    images = torch.rand(int(options["batch"]), 3, height, width, device=compute.device)
+    labels = torch.randint(0, CLASSES, (len(images), height // 8, width // 8), device=compute.device).byte()
+
+    def finish() -> None:
+        if compute.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def train() -> None:
+        with compute.autocast():
+            logits = forward(images)
+        sums, counts = criterion(logits, labels)
+        adam.zero_grad()
+        (sums / counts).sum().backward()
+        adam.step()
+        finish()
+
+    @torch.inference_mode()
+    def answer() -> None:
+        with compute.autocast():
+            forward(images)
+        finish()
+
+    return {"training": train, "answer": answer}
+
+
+def peak(name: str, what: str, options: dict[str, str]) -> float:
+    """Megabytes at the peak of a call, measured in a process of its own."""
+    words = [sys.executable, __file__, json.dumps([name, what, options])]
+    done = subprocess.run(words, env=os.environ | HANDS_BACK, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout) / 1e6
+
+
+def main(words: list[str]) -> None:
+    """Prints each subject's milliseconds and megabytes, and their ratios to those of the original."""
+    options = DEFAULTS | dict(word.split("=", 1) for word in words)
+    rows: list[dict[str, Any]] = []
+    for what in ("training", "answer"):
+        calls = {name: make(name, options)[what] for name in SUBJECTS}
+        seconds: dict[str, list[float]] = {name: [] for name in SUBJECTS}
+        for number in range(int(options["rounds"]) + 1):
+            for name, call in calls.items():
+                started = time.perf_counter()
+                call()
+                if number:  # the first warms up
+                    seconds[name].append(time.perf_counter() - started)
+        del calls
+        megabytes = {name: peak(name, what, options) for name in SUBJECTS}
+        for name, taken in seconds.items():
+            ratios = [one / other for one, other in zip(taken, seconds["original"], strict=True)]
+            rows.append(
+                {
+                    "what": what,
+                    "network": name,
+                    "milliseconds": round(1000 * statistics.median(taken), 1),
+                    "megabytes": round(megabytes[name], 1),
+                    "time_ratio": round(statistics.median(ratios), 3),
+                    "memory_ratio": round(megabytes[name] / megabytes["original"], 3),
+                }
+            )
+    print(f"{options['network']}, {options['size']}, batch {options['batch']}, {options['device']}\n")
+    print(f"{'':<9} {'':<30}{'ms':>9}{'MB':>9}{'time ratio':>12}{'memory ratio':>14}")
+    for what, name, *figures in (row.values() for row in rows):
+        print(f"{what:<9} {name:<30}{figures[0]:9.1f}{figures[1]:9.1f}{figures[2]:12.3f}{figures[3]:14.3f}")
+    if options["json"]:
+        write_whole(Path(options["json"]), json.dumps(rows, indent=1) + "\n")
+
+
+def print_peak(name: str, what: str, options: dict[str, str]) -> None:
+    """The process of its own: prints bytes."""
+    call = make(name, options)[what]
+    call()  # loads all code, and makes Adam's moments
+    print(_grown(call, options["device"]))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] and sys.argv[1].startswith("["):
+        print_peak(*json.loads(sys.argv[1]))
+    else:
+        main(sys.argv[1:])
