@@ -201,7 +201,10 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def plot(points: Sequence[Point], path: Path) -> Path:
-    """Writes a PNG: time above memory, a column for each thing that is varied, a colour for each stem."""
+    """Writes a PNG: time above memory, a column for each thing that is varied, a colour for each stem.
+
+    Grey is what is expected: time in proportion to the arithmetic, memory to what is varied; for steps the fitted line.
+    """
     found = lines(points)
     columns = list(dict.fromkeys(varied for varied, _ in found))
     with matplotlib.rc_context(STYLE):
@@ -222,18 +225,18 @@ def plot(points: Sequence[Point], path: Path) -> Path:
 
 
 def _panel(axes: Axes, line: Sequence[Point], unit: str, colour: str) -> None:
-    """One stem's measured points, and in grey the slope that is expected, through the last of them."""
-    expected, xs = EXPECTED[line[0]["varied"]], np.array([point["value"] for point in line])
-    fine = np.geomspace(xs[0], xs[-1])
+    """One stem's measured points; in grey, through the last, how the arithmetic grows, or a slope of 1 for bytes."""
+    xs, arithmetic = ([point[name] for point in line] for name in ("value", "gmac"))
     for figure, (marker, filled, _) in LOOKS.items():
-        ys = np.array([point.get(figure + unit) for point in line], float)
-        if np.isnan(ys).any():
+        ys = [point.get(figure + unit) for point in line]
+        if None in ys:
             continue
-        if expected is None:
+        expected = arithmetic if unit == "ms" else xs
+        grey = np.multiply(expected, ys[-1] / expected[-1])
+        if unit == "megabytes" and line[0]["varied"] == "steps":
             first, further = affine(xs, ys)
-            axes.plot(fine, first + further * (fine - 1), **GREY)
-        else:
-            axes.plot(fine, ys[-1] * (fine / xs[-1]) ** expected[unit == "megabytes"], **GREY)
+            grey = first + further * (np.array(xs) - 1)
+        axes.plot(xs, grey, **GREY)
         axes.plot(xs, ys, marker, color=colour, markersize=5, markerfacecolor=colour if filled else "white")
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -247,7 +250,7 @@ def _legend(figure: Figure, axes: Axes, stems: Sequence[str]) -> None:
         axes.plot([], [], "s", color=COLOURS[stem], label=f"stem {stem}")
     for marker, filled, name in LOOKS.values():
         axes.plot([], [], marker, color="#555555", markerfacecolor="#555555" if filled else "white", label=name)
-    axes.plot([], [], label="expected slope; for steps the fitted line", **GREY)
+    axes.plot([], [], label="as expected", **GREY)
     figure.legend(loc="outside upper left", ncols=len(stems) + 4, columnspacing=1.4, handletextpad=0.4)
 
 

@@ -23,6 +23,7 @@ from trailseg.config import MODEL, AppOptions, PredictOptions, Size, TrainOption
 from trailseg.data.readers import TERMS, open_data, select
 from trailseg.data.scenes import scene
 from trailseg.errors import FileError
+from trailseg.packing import measures
 from trailseg.parsing import from_mapping, help_text, read_words
 from trailseg.predictor import WEIGHTS, find_model, packed
 from trailseg.runs import Run
@@ -42,6 +43,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(root / "one", "iterative-v4", ema=0.5)
     train(root / "all", "iterative-v4", ema=0.5, train_on="train+val")
     train(root / "other", "iterative-v4", ema=0.5, lr=0.02)
+    train(root / "longer", "iterative-v4", ema=0.5, epochs=3)
+    train(root / "as long", "iterative-v4", ema=0.5, train_on="train+val", epochs=2)
     return root
 
 
@@ -120,6 +123,10 @@ def test_what_cannot_be_packed_is_told_in_a_line_and_nothing_is_left(
         (
             [runs / "all", "out={new}", f"measured_by={runs / 'other'}"],
             "(lr 0.01, not 0.02); name a run that differs in",
+        ),
+        (
+            [runs / "all", "out={new}", f"measured_by={runs / 'longer'}"],
+            "(epochs 1, not 3); name a run that differs in",
         ),
         ([runs / "all", "out={new}", f"measured_by={tmp_path / 'classes'}"], "has other classes than"),
         ([runs / "all", "out={new}", f"measured_by={tmp_path / 'none'}"], "there is no such run directory"),
@@ -302,6 +309,11 @@ try:
 finally:
     print(*sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "onnxruntime"}), file=sys.stderr)
 """
+
+
+def test_as_many_steps_of_training_in_fewer_epochs_of_more_pictures_are_the_same_training(runs: Path):
+    found = measures(Run.open(runs / "as long"), Run.open(runs / "longer"))
+    assert (found["run"], found["train"], found["epoch"]) == ("longer", 4, 3)
 
 
 @pytest.mark.parametrize("hidden", [OTHERS, ["torch"], ["safetensors"]], ids=lambda names: names[0])

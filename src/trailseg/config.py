@@ -399,7 +399,7 @@ class PackOptions:
     out: str
     """Folder to write; it works wherever a run directory does."""
     measured_by: str | None = None
-    """Run whose last measures the card gives: the same options, trained on fewer splits (default: this run)."""
+    """Run whose last measures the card gives: the same options and training steps, on fewer splits (default: this)."""
 
 
 @dataclass(frozen=True, kw_only=True)

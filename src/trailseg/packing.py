@@ -45,8 +45,11 @@ def measures(run: Run, sister: Run | None) -> dict[str, Any]:
     measured = sister or run
     trained = measured.options
     if sister is not None:
-        splits = {name: getattr(run.options, name) for name in ("train_on", "val_on", "val_every")}
-        if differences := run.differences(replace(trained, **splits)):
+        may_differ = ["train_on", "val_on", "val_every"]
+        if abs(_optimiser_steps(run) / _optimiser_steps(sister) - 1) < 0.01:
+            may_differ.append("epochs")  # fewer of more pictures
+        same = replace(trained, **{name: getattr(run.options, name) for name in may_differ})
+        if differences := run.differences(same):
             problem = f"was trained otherwise than {run.folder} ({'; '.join(differences)})"
             raise FileError(sister.folder, problem, "name a run that differs in its splits alone")
         if sister.config["data"]["classes"] != run.config["data"]["classes"]:
@@ -62,6 +65,10 @@ def measures(run: Run, sister: Run | None) -> dict[str, Any]:
         "epoch": log[-1]["epoch"],
         "val": {key: value for key, value in log[-1]["val"].items() if key != "confusion"},
     }
+
+
+def _optimiser_steps(run: Run) -> int:
+    return run.options.epochs * -(-run.config["data"]["train"] // run.options.batch)
 
 
 def placeless(run: Run) -> dict[str, Any]:

@@ -1,0 +1,157 @@
+"""Does a second start take seconds, and does memory stay bounded for many pictures?
+
+    python benchmarks/cache.py [pictures=10000] [json=PATH]
+
+A data set of so many small pictures in CamVid's layout, and one of a tenth, are decoded into a cache of their own and
+opened again; then an epoch's batches are fetched, as training does, and all pictures are evaluated with a tiny network.
+All this with images and labels memory-mapped, and held in memory for comparison. The first start has a process of its
+own, and so has what follows it; each has done the same with a dozen pictures before. Seconds are those of the work
+alone, megabytes what the process has grown by at its peak since before it opened the data set.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from trailseg import training
+from trailseg.ahead import ahead
+from trailseg.benchmark import HANDS_BACK, _resident
+from trailseg.config import Size, TrainOptions
+from trailseg.data.cache import decoded
+from trailseg.data.memory import Memory, batches
+from trailseg.data.readers import open_data
+from trailseg.data.scenes import scene
+from trailseg.evaluation import evaluate
+from trailseg.labels import CAMVID
+from trailseg.networks.build import build
+from trailseg.writing import write_whole
+
+DISTINCT = 12  # pictures; the others are further names of these
+FILES, SIZE = Size(60, 80), Size(48, 64)  # height and width of the files, and of what training sees
+BUDGETS = {"held": 1e12, "mapped": 0.0}  # bytes
+
+
+def draw(root: Path, count: int) -> None:
+    """Makes `count` pairs of picture and label, most of them further names of a few files."""
+    pictures, labels = root / "train", root / "trainannot"
+    for folder in (pictures, labels):
+        folder.mkdir(parents=True)
+    for index in range(count):
+        for folder in (pictures, labels):
+            file = folder / f"{index:06}.png"
+            if index >= DISTINCT:
+                os.link(folder / f"{index % DISTINCT:06}.png", file)
+            elif folder == pictures:
+                Image.fromarray(scene(seed=0, index=index, size=FILES)[0]).save(file)
+            else:
+                ids = np.random.default_rng(index).integers(0, len(CAMVID.classes), (6, 8), np.uint8)
+                Image.fromarray(ids.repeat(10, 0).repeat(10, 1)).save(file)
+    (root / "val").mkdir()
+    (root / "valannot").mkdir()
+
+
+def start(root: Path, budget: float) -> Memory:
+    """What training does before its first epoch."""
+    source = open_data("camvid", root=str(root), labels=None, size=SIZE, pictures=0)
+    return decoded(source.split("train"), SIZE, budget=budget)
+
+
+def fetch_epoch(memory: Memory) -> None:
+    """Everything of `training.train_epoch` but the arithmetic."""
+    options = TrainOptions(size=SIZE)
+    order = list(batches(len(memory.names), batch=options.batch, seed=0, epoch=1))
+    fetching = partial(training.fetch, memory, options, 1)
+    depth = training.AHEAD
+    for _ in map(fetching, order) if memory.mapped is None else ahead(fetching, order, depth=depth, workers=depth):
+        pass
+
+
+def evaluate_all(memory: Memory) -> None:
+    """As after an epoch, with the smallest network that there is."""
+    parts: dict[str, Any] = {"network": "single", "stem": "x8", "core": "upresunet", "norm": "group", "channels": 4}
+    network = build(**parts, depth=1, growth=1.0, finer=1, steps=1, classes=len(CAMVID.classes), size=SIZE)
+    classes, device = CAMVID.classes, torch.device("cpu")
+    evaluate(network, memory, split="train", steps=1, classes=classes, batch=6, device=device)
+
+
+FOLLOW: dict[str, Callable[[Memory], None]] = {"an epoch's batches": fetch_epoch, "evaluation": evaluate_all}
+
+
+def measured(work: Callable[[], Any], before: int) -> tuple[float, float, Any]:
+    """Seconds of the work, megabytes above `before` at its peak, and what it returns."""
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak VmHWM to what is in use now
+    started = time.perf_counter()
+    found = work()
+    return time.perf_counter() - started, (_resident("VmHWM") - before) / 1e6, found
+
+
+def print_measured(root: Path, few: Path, way: str, works: str) -> None:
+    """The process of its own: prints seconds and megabytes of opening `root`, and of these works on what it gave."""
+    follow = [FOLLOW[name] for name in works.split(",") if name]
+    memory = start(few, BUDGETS[way])
+    for work in follow:
+        work(memory)
+    del memory
+    before = _resident("VmRSS")
+    *figures, memory = measured(partial(start, root, BUDGETS[way]), before)
+    print(json.dumps([figures, *(measured(partial(work, memory), before)[:2] for work in follow)]))
+
+
+def rows(root: Path, few: Path, way: str, cache: Path) -> list[dict[str, Any]]:
+    """A flat object for each work on the pictures under `root`."""
+    found: list[list[float]] = []
+    for works in ("", ",".join(FOLLOW)):
+        words = [sys.executable, __file__, "measure", str(root), str(few), way, works]
+        environment = os.environ | HANDS_BACK | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found += json.loads(done.stdout)
+    count = sum(1 for _ in (root / "train").iterdir())
+    return [
+        {
+            "what": what,
+            "pictures": count,
+            "seconds": round(seconds, 3),
+            "megabytes": round(megabytes, 1),
+            "held": way == "held",
+        }
+        for what, (seconds, megabytes) in zip(("first start", "second start", *FOLLOW), found, strict=True)
+    ]
+
+
+def main(words: list[str]) -> None:
+    """Prints seconds and megabytes of each work, for both numbers of pictures and both ways."""
+    options = dict(word.split("=", 1) for word in words)
+    most = int(options.get("pictures", 10000))
+    table: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        draw(folder / "few", DISTINCT)
+        for count in (most // 10, most):
+            draw(folder / str(count), count)
+            for way in BUDGETS:
+                table += rows(folder / str(count), folder / "few", way, folder / f"cache {count} {way}")
+    print(f"{'':<20}{'pictures':>9}{'':>8}{'seconds':>10}{'MB':>9}")
+    for row in table:
+        way = "held" if row["held"] else "mapped"
+        print(f"{row['what']:<20}{row['pictures']:9}{way:>8}{row['seconds']:10.2f}{row['megabytes']:9.1f}")
+    if "json" in options:
+        write_whole(Path(options["json"]), json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["measure"]:
+        print_measured(Path(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
+    else:
+        main(sys.argv[1:])
