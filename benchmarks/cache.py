@@ -1,6 +1,6 @@
 """Does a second start take seconds, and does memory stay bounded for many pictures?
 
-    python benchmarks/cache.py [pictures=10000] [json=PATH]
+    python benchmarks/cache.py [pictures=10000] [ways=held,mapped] [json=PATH]
 
 A data set of so many small pictures in CamVid's layout, and one of a tenth, are decoded into a cache of their own and
 opened again; then an epoch's batches are fetched, as training does, and all pictures are evaluated with a tiny network.
@@ -133,14 +133,14 @@ def rows(root: Path, few: Path, way: str, cache: Path) -> list[dict[str, Any]]:
 def main(words: list[str]) -> None:
     """Prints seconds and megabytes of each work, for both numbers of pictures and both ways."""
     options = dict(word.split("=", 1) for word in words)
-    most = int(options.get("pictures", 10000))
+    most, ways = int(options.get("pictures", 10000)), options.get("ways", "held,mapped").split(",")
     table: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         draw(folder / "few", DISTINCT)
         for count in (most // 10, most):
             draw(folder / str(count), count)
-            for way in BUDGETS:
+            for way in ways:
                 table += rows(folder / str(count), folder / "few", way, folder / f"cache {count} {way}")
     print(f"{'':<20}{'pictures':>9}{'':>8}{'seconds':>10}{'MB':>9}")
     for row in table:

@@ -20,7 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from trailseg import prediction
-from trailseg.benchmark import HANDS_BACK, _grown
+from trailseg.benchmark import HANDS_BACK, grown
 from trailseg.config import PredictOptions, Size
 from trailseg.data.scenes import scene
 from trailseg.predictor import Predictor, find_pictures
@@ -60,7 +60,7 @@ def draw(folder: Path, count: int, size: Size) -> Path:
     return folder
 
 
-def grown(name: str, pictures: Path, batch: int) -> float:
+def peak(name: str, pictures: Path, batch: int) -> float:
     """Megabytes that a work adds at its peak; measured in a process of its own."""
     words = [sys.executable, __file__, "grown", name, str(pictures), str(batch)]
     done = subprocess.run(words, env=os.environ | HANDS_BACK, capture_output=True, text=True)
@@ -76,7 +76,7 @@ def print_grown(name: str, pictures: Path, batch: int) -> None:
         for file in find_pictures(pictures)[:batch]:
             (few / file.name).write_bytes(file.read_bytes())
         WORKS[name](few, Path(folder) / "first", batch)
-        print(_grown(lambda: WORKS[name](pictures, Path(folder) / "out", batch), "cpu"))
+        print(grown(lambda: WORKS[name](pictures, Path(folder) / "out", batch), "cpu"))
 
 
 def main(words: list[str]) -> None:
@@ -94,7 +94,7 @@ def main(words: list[str]) -> None:
                 work(pictures, folder / f"{name} {number}", batch)
                 if number:  # the first warms up
                     seconds[name].append(time.perf_counter() - started)
-        memory = {name: [grown(name, given, batch) for given in (pictures, more)] for name in WORKS}
+        memory = {name: [peak(name, given, batch) for given in (pictures, more)] for name in WORKS}
     plain = seconds["one after the other"]
     rows = [
         {

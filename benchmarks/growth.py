@@ -39,8 +39,8 @@ NETWORK = "iterative-v6"
 BASE = BenchmarkOptions(channels=32, depth=3, size=Size(192, 256), steps=3, batch=2)
 SIZES = [Size(64, 192), Size(128, 192), Size(192, 256), Size(256, 384), Size(384, 512)]  # each twice the one before
 VALUES = {"pixels": SIZES, "steps": [1, 2, 4, 8, 16], "channels": [16, 32, 64, 128], "pictures": [1, 2, 4, 8, 16]}
-QUICK_BASE = BenchmarkOptions(channels=8, depth=1, size=Size(32, 32), steps=1, batch=1)
-QUICK_VALUES = {"pixels": [Size(32, 32), Size(32, 64)], "steps": [1, 2], "channels": [8, 16], "pictures": [1, 2]}
+QUICK_BASE = BenchmarkOptions(channels=8, depth=1, size=Size(96, 96), steps=1, batch=1)
+QUICK_VALUES = {"pixels": [Size(96, 96), Size(96, 192)], "steps": [1, 2], "channels": [8, 16], "pictures": [1, 2]}
 OPTIONS = {"pixels": "size", "steps": "steps", "channels": "channels", "pictures": "batch"}
 EXPECTED = {"pixels": (1, 1), "steps": None, "channels": (2, 1), "pictures": (1, 1)}  # of time and of memory
 FIGURES = ("answer_ms", "training_ms", "answer_megabytes", "training_megabytes")

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trailseg.benchmark import HANDS_BACK, _grown
+from trailseg.benchmark import HANDS_BACK, grown
 from trailseg.device import settle
 from trailseg.losses import StepLoss
 from trailseg.networks.build import build
@@ -139,7 +139,7 @@ def print_peak(name: str, what: str, options: dict[str, str]) -> None:
     """The process of its own: prints bytes."""
     call = make(name, options)[what]
     call()  # loads all code, and makes Adam's moments
-    print(_grown(call, options["device"]))
+    print(grown(call, options["device"]))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def train(folder: Path, network: str, **options: object) -> Path:
 
 def grown(code: str) -> int:
     """Bytes by which the memory of a process grows at most in its second `call()`, which the code defines."""
-    measure = "\nfrom trailseg.benchmark import _grown\ncall()\nprint(_grown(call, 'cpu'))"
+    measure = "\nfrom trailseg.benchmark import grown\ncall()\nprint(grown(call, 'cpu'))"
     environment = os.environ | HANDS_BACK | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code + measure], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

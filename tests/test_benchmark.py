@@ -225,7 +225,7 @@ def test_adam_has_its_moments_before_the_training_step_that_counts(monkeypatch: 
         call()
         return list(moments)
 
-    monkeypatch.setattr(trailseg.benchmark, "_grown", seen)
+    monkeypatch.setattr(trailseg.benchmark, "grown", seen)
     _, (before, after) = trailseg.benchmark._peaks("iterative-v4", TINY)  # type: ignore[misc]
     assert before == 0
     assert after > 0
@@ -242,7 +242,7 @@ def test_where_nobody_counts_memory_there_is_none(monkeypatch: pytest.MonkeyPatc
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "write_text", refuse)
-    assert trailseg.benchmark._grown(lambda: None, "mps") is None
+    assert trailseg.benchmark.grown(lambda: None, "mps") is None
 
 
 def test_an_exported_file_is_asked_for_no_more_steps_than_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

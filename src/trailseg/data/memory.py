@@ -61,12 +61,11 @@ class Memory:
             return self.known
         digest = hashlib.sha256("\n".join(self.names).encode())
         channels, classes = np.zeros((3, 256), np.int64), np.zeros(256, np.int64)
-        parts = [torch.arange(first, min(first + 64, len(self.names))) for first in range(0, len(self.names), 64)]
-        for part in parts:
+        for part in self._parts():
             images = self.take(part)[0].numpy()
             digest.update(images.data)
             channels += [np.bincount(images[:, channel].ravel(), minlength=256) for channel in range(3)]
-        for part in parts:
+        for part in self._parts():
             labels = self.take(part)[1].numpy()
             digest.update(labels.data)
             classes += np.bincount(labels.ravel(), minlength=256)
@@ -86,9 +85,15 @@ class Memory:
 
     def held(self) -> "Memory":
         """The same with images and labels held in memory."""
-        every = torch.arange(len(self.names))
-        images, labels = self.take(every)
+        images, labels = torch.empty_like(self.images), torch.empty_like(self.labels)
+        for part in self._parts():
+            images[part], labels[part] = self.take(part)
         return replace(self, images=images, labels=labels, known=self.counts, mapped=None)
+
+    def _parts(self) -> Iterator[Tensor]:
+        """The places of all pictures, in blocks that memory holds."""
+        for first in range(0, len(self.names), 64):
+            yield torch.arange(first, min(first + 64, len(self.names)))
 
     def on(self, device: torch.device) -> "Memory":
         """The same with images and labels on the device, if half its free memory holds them."""
