@@ -139,7 +139,7 @@ def train_epoch(
 ) -> float:
     """One pass over the pictures through `network`, which Fabric has `wrapped`; the mean loss of the pictures."""
     per_epoch = -(-len(memory.names) // options.batch)
-    total = torch.zeros((), dtype=torch.float64)
+    total, told = 0.0, None
     rank, world = fabric.global_rank, fabric.world_size
     order = list(
         batches(len(memory.names), batch=options.batch, seed=options.seed, epoch=epoch, rank=rank, world=world)
@@ -155,21 +155,29 @@ def train_epoch(
         counts = together(fabric, counts)
         loss = (world * sums / counts.clamp(min=1)).sum()
         whole = together(fabric, loss.detach()) / world
-        if not whole.isfinite():
-            pictures = ", ".join(memory.names[i] for i in batch.everyone.tolist())
-            step = 1 + int(batch.places[0]) // options.batch
-            raise FileError(
-                run.folder,
-                f"the loss is {whole.item()} in epoch {epoch}, step {step}, with the pictures {pictures}",
-                "look at these pictures, or train anew with a smaller lr; the last checkpoint is whole",
-            )
         optimizer.zero_grad()
         fabric.backward(loss)
         optimizer.step()
         if average is not None:
             average_in(average, network, ema=options.ema, step=(epoch - 1) * per_epoch + number)
-        total += whole.cpu().double() * len(batch.everyone)
-    return float(total) / len(memory.names)
+        total += told() if told else 0.0
+        told = partial(_finite, whole, batch, memory, options, epoch, run)  # a step later, lest the device wait for it
+    total += told() if told else 0.0
+    return total / len(memory.names)
+
+
+def _finite(whole: Tensor, batch: Batch, memory: Memory, options: TrainOptions, epoch: int, run: Run) -> float:
+    """The sum of a batch's losses; FileError that names its pictures where it is not finite."""
+    loss = whole.item()
+    if not math.isfinite(loss):
+        pictures = ", ".join(memory.names[i] for i in batch.everyone.tolist())
+        step = 1 + int(batch.places[0]) // options.batch
+        raise FileError(
+            run.folder,
+            f"the loss is {loss} in epoch {epoch}, step {step}, with the pictures {pictures}",
+            "look at these pictures, or train anew with a smaller lr; the last checkpoint is whole",
+        )
+    return loss * len(batch.everyone)
 
 
 class Fetched(NamedTuple):
@@ -182,7 +190,7 @@ class Fetched(NamedTuple):
     drawn: Tensor | None
     """See `augment.draw`; None where nothing is changed."""
     mixed: Tensor
-    """Which of these pictures another covers in part, (B,) bool."""
+    """The places in the batch of those pictures that another covers in part, int64."""
     others: tuple[Tensor, Tensor, Tensor, Tensor] | None
     """Images, labels, drawn and boxes of the pictures that do."""
 
@@ -192,7 +200,7 @@ def fetch(memory: Memory, options: TrainOptions, epoch: int, batch: Batch) -> Fe
     images, labels = memory.take(batch.pictures)
     labels = labels.masked_fill(batch.repeated.to(labels.device)[:, None, None], IGNORE)
     preset = augment.PRESETS[options.augment]
-    size, nobody = options.crop or options.size, torch.zeros(len(images), dtype=torch.bool)
+    size, nobody = options.crop or options.size, torch.empty(0, dtype=torch.int64)
     if preset == augment.PRESETS["none"] and size == options.size:
         return Fetched(images, labels, None, nobody, None)
     view = (size[0] / options.size[0], size[1] / options.size[1])
@@ -201,8 +209,8 @@ def fetch(memory: Memory, options: TrainOptions, epoch: int, batch: Batch) -> Fe
     if not preset.mix:
         return Fetched(images, labels, drawn, nobody, None)
     partners, partners_drawn, boxes = augment.draw_partners(preset, len(memory.names), **drawing)
-    mixed = partners >= 0
-    others = (*memory.take(partners[mixed]), partners_drawn[mixed], boxes[mixed]) if mixed.any() else None
+    mixed = (partners >= 0).nonzero()[:, 0]
+    others = (*memory.take(partners[mixed]), partners_drawn[mixed], boxes[mixed]) if len(mixed) else None
     return Fetched(images, labels, drawn, mixed, others)
 
 

@@ -101,6 +101,7 @@ def apply(images: Tensor, labels: Tensor, drawn: Tensor, size: tuple[int, int]) 
     Bilinear for the image, whose edge is repeated outside; nearest for the label, which is IGNORE outside.
     """
     height, width = images.shape[-2:]
+    recolours = bool((drawn[:, 9:] != 1).any())  # asked before `drawn` is where the answer would have to be waited for
     drawn = drawn.to(images.device)
     matrix = drawn[:, :6].view(-1, 2, 3)
     # affine_grid measures x in half widths and y in half heights: a rotation in pixels needs the ratio of the two.
@@ -117,7 +118,7 @@ def apply(images: Tensor, labels: Tensor, drawn: Tensor, size: tuple[int, int]) 
     torch.lerp(images.mean((1, 2, 3), keepdim=True), images, contrast, out=images)
     grey = (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
     torch.lerp(grey, images, saturation, out=images).clamp_(0, 1)
-    if (drawn[:, 9:] != 1).any():
+    if recolours:
         images.pow_(drawn[:, 9, None, None, None]).mul_(drawn[:, 10:, None, None]).clamp_(0, 1)
     return images, labels
 
