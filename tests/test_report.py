@@ -223,6 +223,18 @@ def test_different_truths_are_never_in_one_table(tmp_path):
     assert len(tables(tmp_path)) == 3
 
 
+def test_runs_of_other_sizes_share_a_table_and_those_of_other_pictures_do_not(tmp_path):
+    make_run(tmp_path / "1", "single", entry(3, [FIRST]))
+    large = make_run(tmp_path / "2", "mine", entry(3, [GOOD]), size=[16, 32])
+    config = (large / "config.yaml").read_text()
+    (large / "config.yaml").write_text(config.replace("sha256:a", "sha256:b"))
+    assert [[row.name for row in table.rows] for table in tables(tmp_path)] == [["single", "mine"]]
+    (large / "config.yaml").write_text(config.replace("sha256:a", "sha256:b").replace("- 16\n  - 32", "- 8\n  - 16"))
+    assert len(tables(tmp_path)) == 2
+    (large / "config.yaml").write_text(config.replace("  seed: 0\n", "  seed: 0\n  train_on: train+val\n"))
+    assert len(tables(tmp_path)) == 2
+
+
 def test_runs_of_a_row_that_differ_in_more_than_the_seed_are_noted(tmp_path):
     make_run(tmp_path / "1", "single", entry(3, [FIRST]), lr=0.1)
     make_run(tmp_path / "2", "single", entry(3, [GOOD]), lr=0.2)

@@ -121,9 +121,15 @@ class Table:
 def build_tables(runs: Sequence[Run], published: tuple[Published, ...] = ()) -> list[Table]:
     """A table for each set of data among `runs`, which all have a validated epoch, with the figures of others."""
     sets: dict[Any, dict[tuple[str, int], list[Run]]] = {}
+    prints: dict[Any, list[str]] = {}
     for run in runs:
         v = run.last
-        key = (run.data.name, run.data.fingerprint, run.data.classes, v.split, v.images, v.truth)
+        measured = (run.data.name, run.data.classes, v.split, v.images, v.truth, run.options.get("train_on", "train"))
+        # A fingerprint is of pictures at the size they are trained at: of other sizes it says nothing.
+        seen = prints.setdefault((measured, str(run.options.get("size"))), [])
+        if run.data.fingerprint not in seen:
+            seen.append(run.data.fingerprint)
+        key = (measured, seen.index(run.data.fingerprint))
         sets.setdefault(key, {}).setdefault((run.name, len(v.confusion)), []).append(run)
     return [_table(rows, published) for rows in sets.values()]
 
