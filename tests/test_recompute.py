@@ -22,7 +22,7 @@ def trained(network, recompute):
     for seed in (1, 3):
         network.zero_grad()
         logits = network(picture(2, 3, 32, 48, seed=seed), steps_of(network), 0 if network.max_steps else 2)
-        sums, counts = StepLoss(dice=1, gamma=0.8)(logits, labels.byte())
+        sums, counts = StepLoss(dice=1, gamma=0.8, recompute=recompute)(logits, labels.byte())
         loss = (sums / counts).sum()
         loss.backward()
     return {
@@ -113,7 +113,7 @@ if {recompute}:
     network.save_memory()
 images, labels = torch.rand(4, 3, 128, 192), torch.zeros(4, 16, 24, dtype=torch.uint8)
 def call():
-    sums, counts = StepLoss(dice=1, gamma=1)(network(images, {steps}), labels)
+    sums, counts = StepLoss(dice=1, gamma=1, recompute={recompute})(network(images, {steps}), labels)
     (sums / counts).sum().backward()
 """
         )

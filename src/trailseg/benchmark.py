@@ -273,7 +273,7 @@ def _open_torch(word: str, options: BenchmarkOptions) -> Subject:
         probability, ids = network.upsample(logits.float(), size, size).softmax(1).max(1)
         return [probability.cpu().numpy(), ids.byte().cpu().numpy()]
 
-    adam, criterion = torch.optim.Adam(network.parameters()), StepLoss(dice=1, gamma=1)
+    adam, criterion = torch.optim.Adam(network.parameters()), StepLoss(dice=1, gamma=1, recompute=options.recompute)
     side = [-(-pixels // network.scale) for pixels in size]
     # Noise, too: what can be learnt soon leaves gradients so small that processors compute them in the slow way.
     labels = torch.from_numpy(np.random.default_rng(1).integers(0, classes, (options.batch, *side), np.uint8))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from trailseg.labels import IGNORE
 
@@ -26,6 +27,8 @@ class StepLoss:
     lovasz: float = 0.0
     weights: Tensor | None = None
     """(K,) of the classes in cross-entropy, which is then a weighted mean over the pixels; None for all alike."""
+    recompute: bool = False
+    """Whether the backward pass computes the loss of each step again, so that nothing of it is kept."""
 
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Sums (2,) and counts (2,), float32, of logits (B, S, K, h, w) against labels (B, h, w) uint8.
@@ -34,25 +37,27 @@ class StepLoss:
         the steps; Lovasz-softmax, of the last step, over the same pictures. Without a scored pixel sums, counts and
         gradients are 0.
         """
-        batch, steps = logits.shape[:2]
+        steps, target, scored = logits.shape[1], labels.long(), labels != IGNORE
         weights = self.gamma ** torch.arange(steps - 1, -1, -1, device=logits.device, dtype=torch.float32)  # 0^0 is 1
-        total, weight = weights.sum(), weights.repeat(batch)  # (B*S,)
-        flat = logits.float().flatten(0, 1)  # (B*S, K, h, w)
-        target = labels.long().repeat_interleave(steps, 0)  # (B*S, h, w)
-        scored = target != IGNORE
-        log_p = F.log_softmax(flat, 1)
-        classes = None if self.weights is None else self.weights.to(flat)
-        surprise = F.nll_loss(log_p, target, classes, ignore_index=IGNORE, reduction="none").sum((1, 2))
-        entropy = (surprise * weight).sum() / total
-        dice = (soft_dice(log_p.exp(), target) * weight).sum() / total
-        pictures = scored.flatten(1).any(1).sum() / steps
-        per_picture = self.dice * dice
+        found = [
+            checkpoint(self._of_step, step, target, use_reentrant=False, preserve_rng_state=False)
+            if self.recompute
+            else self._of_step(step, target)
+            for step in logits.unbind(1)
+        ]
+        sums = (torch.stack(found) * weights[:, None]).sum(0) / weights.sum()
         if self.lovasz:
-            last = log_p[steps - 1 :: steps].exp()
-            per_picture = per_picture + self.lovasz * lovasz_softmax(last, labels.long()).sum()
-        pixels = scored if classes is None else classes[target.where(scored, 0)] * scored
-        sums = torch.stack([entropy, per_picture])
-        return sums, torch.stack([pixels.sum() / steps, pictures]).to(sums)
+            last = logits[:, -1].float().softmax(1)
+            sums = sums + sums.new_tensor([0, self.lovasz]) * lovasz_softmax(last, target).sum()
+        pixels = scored if self.weights is None else self.weights.to(sums)[target.where(scored, 0)] * scored
+        return sums, torch.stack([pixels.sum(), scored.flatten(1).any(1).sum()]).to(sums)
+
+    def _of_step(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The same two sums (2,) of one step's logits (B, K, h, w), without Lovasz, against target (B, h, w) int64."""
+        log_p = F.log_softmax(logits.float(), 1)
+        weights = None if self.weights is None else self.weights.to(log_p)
+        entropy = F.nll_loss(log_p, target, weights, ignore_index=IGNORE, reduction="sum")
+        return torch.stack([entropy, self.dice * soft_dice(log_p.exp(), target).sum()])
 
 
 def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def fit(
     wrapped, optimizer = fabric.setup(network, adam)
     memory = memory.on(fabric.device)
     weights = None if options.balance is None else class_weights(memory.class_pixels(classes), options.balance)
-    criterion = StepLoss(dice=options.dice, gamma=options.gamma, lovasz=options.lovasz, weights=weights)
+    criterion = StepLoss(options.dice, options.gamma, options.lovasz, weights, recompute=options.recompute)
     for epoch in range(done + 1, options.epochs + 1):
         started = time.perf_counter()
         network.train()
