@@ -226,6 +226,35 @@ def test_the_page_on_performance_says_what_was_measured(path):
         check_block(ROOT / "docs" / "performance.md", f"performance {path.stem}", markdown(measured))
 
 
+def test_what_was_measured_keeps_what_the_page_promises():
+    def rows(name, *keys):
+        return {tuple(row[key] for key in keys): row for row in json.loads((MEASURED / f"{name}.json").read_text())}
+
+    beside = rows("original", "what", "network")
+    spared = beside["training", "here, recompute=true"]
+    assert spared["time_ratio"] <= 1
+    assert spared["memory_ratio"] <= 0.5
+    for what in ("training", "answer"):
+        pooled, strided = (beside[what, name] for name in ("here", "here, stem=s8"))
+        assert strided["time_ratio"] <= min(1, pooled["time_ratio"]) / 8
+        assert strided["memory_ratio"] <= min(1, pooled["memory_ratio"]) / 4
+    assert all(row["time_ratio"] <= 1.1 for row in rows("loop", "pictures").values())
+    points = json.loads((MEASURED / "growth.json").read_text())["points"]
+    for stem in ("s8", "x8"):
+        peak = {
+            p["value"]: p["recomputed_training_megabytes"]
+            for p in points
+            if p["stem"] == stem and p["varied"] == "steps"
+        }
+        assert peak[16] <= 1.25 * peak[4]
+    begun = rows("startup", "command")
+    most = {"trailseg --help": 0.5, "trailseg predict, PyTorch": 4, "trailseg predict, ONNX Runtime": 1}
+    assert all(begun[(command,)]["seconds"] <= seconds for command, seconds in most.items())
+    starts = rows("cache", "what", "pictures", "held")
+    assert starts["second start", 10000, False]["seconds"] <= 5
+    assert starts["an epoch's batches", 10000, False]["megabytes"] <= 40  # held in memory they take 139
+
+
 def markdown(rows):
     """Flat objects as a table, their keys as heads."""
     heads = [key.replace("_", " ") for key in rows[0]]
