@@ -4,7 +4,7 @@
 
 The original is written out in tests/longhand.py and has its own parts: the 5 x 5 stem, norm=layerHW, activations before
 pools and out of place, the logits of all steps kept; 60 channels, four halvings, three steps, float32, as everything
-here but the last row. Each round computes a training step (loss, gradients, Adam) and an answer of every subject in
+here where bf16 is not named. Each round computes a training step (loss, gradients, Adam) and an answer of every subject in
 turn, so that a busy machine slows all; ratios are medians of the rounds'. Memory is what a call adds at its peak to a
 process of its own. Height and width must be divisible by 128.
 """
@@ -39,13 +39,17 @@ SUBJECTS: dict[str, dict[str, Any]] = {
     "here, stem=s8": {"stem": "s8", "norm": "group"},
     "here, stem=s8 precision=bf16": {"stem": "s8", "norm": "group", "precision": "bf16"},
 }
+ACCELERATED = {
+    "here, precision=bf16 compile=true": {"stem": "x8", "norm": "group", "precision": "bf16", "compile": True}
+}
+"""On an accelerator alone: elsewhere compiling takes minutes and gains nothing (benchmarks/choices.py)."""
 CLASSES = 9
 DEFAULTS = {"network": "iterative-v6", "rounds": "5", "size": "384,768", "batch": "2", "device": "cpu", "json": ""}
 
 
 def make(name: str, options: dict[str, str]) -> dict[str, Callable[[], object]]:
     """A training step and an answer of the subject of that name."""
-    given, (height, width) = SUBJECTS[name], map(int, options["size"].split(","))
+    given, (height, width) = (SUBJECTS | ACCELERATED)[name], map(int, options["size"].split(","))
     compute, row = settle(options["device"], given.get("precision", "32")), options["network"]
     torch.manual_seed(0)
     network = build(
@@ -66,6 +70,8 @@ def make(name: str, options: dict[str, str]) -> dict[str, Callable[[], object]]:
         forward = lambda images: torch.stack(written_out(network, images), 1)  # noqa: E731
     if given.get("recompute"):
         network.save_memory()
+    if given.get("compile"):
+        network.compile_parts()
     adam, criterion = torch.optim.Adam(network.parameters()), StepLoss(dice=1, gamma=1)
     images = torch.rand(int(options["batch"]), 3, height, width, device=compute.device)
     labels = torch.randint(0, CLASSES, (len(images), height // 8, width // 8), device=compute.device).byte()
@@ -103,10 +109,11 @@ def peak(name: str, what: str, options: dict[str, str]) -> float:
 def main(words: list[str]) -> None:
     """Prints each subject's milliseconds and megabytes, and their ratios to those of the original."""
     options = DEFAULTS | dict(word.split("=", 1) for word in words)
+    subjects = list(SUBJECTS | (ACCELERATED if options["device"] == "cuda" else {}))
     rows: list[dict[str, Any]] = []
     for what in ("training", "answer"):
-        calls = {name: make(name, options)[what] for name in SUBJECTS}
-        seconds: dict[str, list[float]] = {name: [] for name in SUBJECTS}
+        calls = {name: make(name, options)[what] for name in subjects}
+        seconds: dict[str, list[float]] = {name: [] for name in subjects}
         for number in range(int(options["rounds"]) + 1):
             for name, call in calls.items():
                 started = time.perf_counter()
@@ -114,7 +121,7 @@ def main(words: list[str]) -> None:
                 if number:  # the first warms up
                     seconds[name].append(time.perf_counter() - started)
         del calls
-        megabytes = {name: peak(name, what, options) for name in SUBJECTS}
+        megabytes = {name: peak(name, what, options) for name in subjects}
         for name, taken in seconds.items():
             ratios = [one / other for one, other in zip(taken, seconds["original"], strict=True)]
             rows.append(

@@ -334,13 +334,16 @@ def test_the_command_opens_the_page_until_it_is_interrupted(predictor):
     need(find_spec("gradio"), "Gradio is missing")
     words = [sys.executable, "-m", "trailseg", "app", str(predictor._path), "device=cpu"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        line = process.stdout.readline()
-        address = re.search(r"http://127\.0\.0\.1:\d+/", line)
-        assert address, line + process.stderr.read()
-        with urllib.request.urlopen(address[0], timeout=30) as page:
-            assert page.status == 200
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        try:
+            line = process.stdout.readline()
+            address = re.search(r"http://127\.0\.0\.1:\d+/", line)
+            assert address, line + process.stderr.read()
+            with urllib.request.urlopen(address[0], timeout=30) as page:
+                assert page.status == 200
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()  # or the test waits for ever where it is not interrupted
 
 
 def test_a_file_that_cannot_stop_by_itself_has_no_mark_for_it(predictor, image):
