@@ -4,9 +4,9 @@
 
 The original is written out in tests/longhand.py and has its own parts: the 5 x 5 stem, norm=layerHW, activations before
 pools and out of place, the logits of all steps kept; 60 channels, four halvings, three steps, float32, as everything
-here where bf16 is not named. Each round computes a training step (loss, gradients, Adam) and an answer of every subject in
-turn, so that a busy machine slows all; ratios are medians of the rounds'. Memory is what a call adds at its peak to a
-process of its own. Height and width must be divisible by 128.
+here where bf16 is not named. Each round computes a training step (loss, gradients, Adam) and an answer of every subject
+in turn, so that a busy machine slows all; ratios are medians of the rounds'. Memory is what a call adds at its peak to
+a process of its own. Height and width must be divisible by 128.
 """
 
 import json
