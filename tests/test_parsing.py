@@ -136,7 +136,7 @@ def test_a_number_of_steps_that_cannot_be_is_named(kind: type, values: dict[str,
         ({"freeze_stem": "maybe"}, "freeze_stem=maybe: take true or false"),
         ({"freeze_stem": True}, "freeze_stem=true needs a trained stem: say stem_from=RUN"),
         ({"root": ["a"]}, "root=['a']: take text"),
-        ({"precision": "16"}, "precision=16 is not known: did you mean 'bf16'? choose one of 32, bf16"),
+        ({"precision": "16"}, "precision=16 is not known: did you mean 'bf16'? choose one of auto, 32, bf16"),
         ({"resume": "r", "out": "o"}, "out=o: a run goes on in its own folder, r; leave out= away"),
         *(
             ({"size": wrong}, f"size={wrong}: take height,width in pixels, each at least 1, such as 384,768")
