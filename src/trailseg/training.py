@@ -189,10 +189,9 @@ class Fetched(NamedTuple):
     """(B, H, W) uint8."""
     drawn: Tensor | None
     """See `augment.draw`; None where nothing is changed."""
-    mixed: Tensor
-    """The places in the batch of those pictures that another covers in part, int64."""
-    others: tuple[Tensor, Tensor, Tensor, Tensor] | None
-    """Images, labels, drawn and boxes of the pictures that do."""
+    others: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None
+    """The places in the batch of those pictures that another covers in part, and images, labels, drawn and boxes of the
+    pictures that do; None where there are none."""
 
 
 def fetch(memory: Memory, options: TrainOptions, epoch: int, batch: Batch) -> Fetched:
@@ -200,18 +199,18 @@ def fetch(memory: Memory, options: TrainOptions, epoch: int, batch: Batch) -> Fe
     images, labels = memory.take(batch.pictures)
     labels = labels.masked_fill(batch.repeated.to(labels.device)[:, None, None], IGNORE)
     preset = augment.PRESETS[options.augment]
-    size, nobody = options.crop or options.size, torch.empty(0, dtype=torch.int64)
+    size = options.crop or options.size
     if preset == augment.PRESETS["none"] and size == options.size:
-        return Fetched(images, labels, None, nobody, None)
+        return Fetched(images, labels, None, None)
     view = (size[0] / options.size[0], size[1] / options.size[1])
     drawing: dict[str, Any] = {"seed": options.seed, "epoch": epoch, "places": batch.places.tolist(), "view": view}
     drawn = augment.draw(preset, **drawing)
     if not preset.mix:
-        return Fetched(images, labels, drawn, nobody, None)
+        return Fetched(images, labels, drawn, None)
     partners, partners_drawn, boxes = augment.draw_partners(preset, len(memory.names), **drawing)
     mixed = (partners >= 0).nonzero()[:, 0]
-    others = (*memory.take(partners[mixed]), partners_drawn[mixed], boxes[mixed]) if len(mixed) else None
-    return Fetched(images, labels, drawn, mixed, others)
+    others = (mixed, *memory.take(partners[mixed]), partners_drawn[mixed], boxes[mixed]) if len(mixed) else None
+    return Fetched(images, labels, drawn, others)
 
 
 def load(fetched: Fetched, size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -221,9 +220,9 @@ def load(fetched: Fetched, size: Size, device: torch.device) -> tuple[Tensor, Te
         return images, labels
     images, labels = augment.apply(images, labels, fetched.drawn, size)
     if fetched.others is not None:
-        others, other_labels, drawn, boxes = fetched.others
+        mixed, others, other_labels, drawn, boxes = fetched.others
         views = augment.apply(others.to(device).float() / 255, other_labels.to(device), drawn, size)
-        here = fetched.mixed.to(device)
+        here = mixed.to(device)
         images[here], labels[here] = augment.cover(images[here], labels[here], *views, boxes)
     return images, labels
 

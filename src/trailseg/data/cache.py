@@ -19,9 +19,8 @@ import numpy as np
 import PIL
 import torch
 
-from trailseg.ahead import ahead
 from trailseg.data.files import Picture
-from trailseg.data.memory import READERS, Counts, Memory, decode, resized
+from trailseg.data.memory import Counts, Memory, decode, resized
 from trailseg.errors import FileError
 from trailseg.writing import write_whole
 
@@ -83,8 +82,7 @@ def _write(pictures: Sequence[Picture], size: tuple[int, int], data: Path) -> di
     labels, end, shapes = 3 * len(pictures) * prod(size), 4 * len(pictures) * prod(size), []
     try:
         with part.open("wb") as file:
-            found = ahead(lambda picture: resized(picture, size), pictures, depth=2 * READERS, workers=READERS)
-            for place, (image, label, truth) in enumerate(found):
+            for place, (image, label, truth) in enumerate(resized(pictures, size)):
                 wanted = ((3 * place * prod(size), image), (labels + place * prod(size), label), (end, truth))
                 for start, values in wanted:
                     file.seek(start)

@@ -115,14 +115,18 @@ def decode(pictures: Sequence[Picture], size: tuple[int, int]) -> Memory:
         labels=torch.empty(len(pictures), *size, dtype=torch.uint8),
         truths=(truths := []),
     )
-    found = ahead(lambda picture: resized(picture, size), pictures, depth=2 * READERS, workers=READERS)
-    for place, (image, label, truth) in enumerate(found):
+    for place, (image, label, truth) in enumerate(resized(pictures, size)):
         memory.images[place], memory.labels[place] = torch.from_numpy(image), torch.from_numpy(label)
         truths.append(truth)
     return memory
 
 
-def resized(picture: Picture, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def resized(pictures: Sequence[Picture], size: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What `_resized` gives of each picture, in order; threads read a few of them ahead."""
+    return ahead(lambda picture: _resized(picture, size), pictures, depth=2 * READERS, workers=READERS)
+
+
+def _resized(picture: Picture, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image (3, H, W) and label (H, W) at (H, W) = `size`, bilinear and nearest, and the label as it is; all uint8."""
     image, truth = picture.read()
     small = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
