@@ -1,14 +1,18 @@
-# make demo: train and compare all networks on procedural scenes. make test: the whole test suite. Both set up .venv.
+# make demo: train and compare all networks on procedural scenes. make test: the whole test suite. make faults: every
+# trial of its part tests/faults, which takes half an hour and stores its counts. All set up .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test faults check clean
 
 demo: .venv/installed
 	$(BIN)/trailseg study studies/demo.yaml out=runs/demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -q
+
+faults: .venv/installed-dev
+	TRAILSEG_FAULTS=full $(BIN)/python -m pytest -q tests/faults
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
