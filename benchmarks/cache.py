@@ -68,7 +68,7 @@ def start(root: Path, budget: float) -> Memory:
 
 
 def fetch_epoch(memory: Memory) -> None:
-    """Everything of `training.train_epoch` but the arithmetic."""
+    """Everything of `Training.train_epoch` but the arithmetic."""
     options = TrainOptions(size=SIZE)
     order = list(batches(len(memory.names), batch=options.batch, seed=0, epoch=1))
     fetching = partial(training.fetch, memory, options, 1)

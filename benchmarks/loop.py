@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -21,9 +22,9 @@ from trailseg.data.cache import decoded
 from trailseg.data.memory import batches, labels_at_scale
 from trailseg.data.readers import select
 from trailseg.experiment import check
-from trailseg.losses import StepLoss
 from trailseg.parsing import from_mapping, read_words
-from trailseg.runs import Run, build_network
+from trailseg.runs import Position, Run, build_network
+from trailseg.training import Training
 from trailseg.writing import write_whole
 
 
@@ -32,27 +33,35 @@ def ratios(options: TrainOptions, rounds: int) -> list[tuple[float, float]]:
     source, fabric = check(options), training.make_fabric(options.device, options.precision)
     pictures = select(source, options.train_on)
     memory = decoded(pictures, options.size, budget=1e9 * options.memory).on(fabric.device)
-    network = build_network(options, classes=len(source.labels.classes)).place(fabric.device)
-    wrapped, optimizer = fabric.setup(network, torch.optim.AdamW(network.parameters(), lr=options.lr))
-    criterion = StepLoss(dice=options.dice, gamma=options.gamma, lovasz=options.lovasz)
+    network = build_network(options, classes=len(source.labels.classes))
+    with TemporaryDirectory() as folder:
+        trained = Training(
+            fabric=fabric,
+            run=Run(Path(folder)),
+            network=network,
+            options=options,
+            memory=memory,
+            classes=len(source.labels.classes),
+            validate=lambda network: {},
+            report=lambda record: None,
+        )
     count = len(memory.names)
     fixed = next(batches(count, batch=options.batch, seed=0, epoch=1))
     fetched = training.fetch(memory, options, 1, fixed)
     images, labels = training.load(fetched, options.crop or options.size, fabric.device)
 
     def epoch(number: int) -> int:
-        training.train_epoch(
-            fabric, network, wrapped, optimizer, criterion, None, memory, options, number, Run(Path("nowhere"))
-        )
+        trained.at = Position(number - 1)
+        trained.train_epoch(number)
         return count
 
     def steps(number: int) -> int:
         for _ in range(count // options.batch):
-            logits = wrapped(images, network.up_to(options.steps), 0)
-            sums, counts = criterion(logits, labels_at_scale(labels, network.scale))
-            optimizer.zero_grad()
+            logits = trained.wrapped(images, network.up_to(options.steps), 0)
+            sums, counts = trained.criterion(logits, labels_at_scale(labels, network.scale))
+            trained.optimizer.zero_grad()
             fabric.backward((sums / counts.clamp(min=1)).sum())
-            optimizer.step()
+            trained.optimizer.step()
         if fabric.device.type == "cuda":
             torch.cuda.synchronize()
         return count // options.batch * options.batch

@@ -30,7 +30,7 @@ from trailseg.runs import Run
 
 ROOT = Path(__file__).parent.parent
 FILES = {
-    "card.md", "config.yaml", "measures.json", "model.onnx", "checkpoints/config.json", "checkpoints/last.safetensors"
+    "card.md", "config.yaml", "measures.json", "model.onnx", "checkpoints/last.safetensors"
 }  # fmt: skip
 MOST_BYTES = 16_000_000
 """Of one network of the package."""

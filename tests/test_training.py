@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from rich.console import Console
 
-from trailseg import experiment, study, training
+from trailseg import checkpoints, experiment, study, training
 from trailseg.config import EvaluateOptions, Size, TrainOptions
 from trailseg.data import augment, memory
 from trailseg.errors import FileError, OptionError
@@ -81,17 +81,17 @@ def test_a_run_cut_after_any_epoch_and_resumed_ends_the_same_to_the_bit(tmp_path
     for cut in (1, 2):
         save = Run.save
 
-        def save_then_die(self, which, network, epoch, *state, cut=cut, save=save):
-            if which == "last" and epoch > cut:
+        def save_then_die(self, which, weights, at, *state, cut=cut, save=save):
+            if which == "last" and at.epoch > cut:
                 raise KeyboardInterrupt  # the log already has this epoch; the checkpoint does not
-            save(self, which, network, epoch, *state)
+            save(self, which, weights, at, *state)
 
         monkeypatch.setattr(Run, "save", save_then_die)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / f"cut{cut}", **options)
         monkeypatch.undo()
         run = Run.open(tmp_path / f"cut{cut}")
-        assert (run.epoch, len(run.log())) == (cut, cut + 1)
+        assert (run.position().epoch, len(run.log())) == (cut, cut + 1)
         go_on(run.folder, **options)
         for which in ("last", "best"):
             assert run.checkpoint(which).read_bytes() == whole.checkpoint(which).read_bytes()
@@ -110,7 +110,7 @@ def test_kill_minus_nine_in_mid_run_then_resume_gives_the_same_weights(tmp_path)
     victim.kill()
     assert victim.wait() == -signal.SIGKILL
     cut = Run.open(tmp_path / "cut")
-    assert 1 <= cut.epoch < 12, "the kill came too late to test anything"
+    assert 1 <= cut.position().epoch < 12, "the kill came too late to test anything"
     resume = [sys.executable, "-m", "trailseg", "train", f"resume={cut.folder}"]
     subprocess.run(resume, check=True, env=ONE_THREAD)
     whole = Run.open(tmp_path / "whole")
@@ -178,11 +178,10 @@ def test_best_holds_the_weights_of_the_best_validation_and_last_those_of_the_las
     mious = [record["val"]["steps"][-1]["miou"] for record in run.log()]
     best = 1 + mious.index(max(mious))
     assert best < 6, "choose options with which the last epoch is not the best"
-    assert int(safetensors.safe_open(run.checkpoint("best"), "pt").metadata()["epoch"]) == best
+    assert run.position("best").epoch == best
     shorter = train(tmp_path / "shorter", epochs=best, augment="none", lr=0.05)
     assert all(torch.equal(v, weights(shorter, "best")[k]) for k, v in weights(run, "best").items())
-    assert run.epoch == 6
-    assert json.loads((run.folder / "checkpoints" / "config.json").read_text())["options"]["network"] == "iterative-v4"
+    assert run.position().epoch == 6
 
 
 def test_validation_comes_every_so_many_epochs_and_at_the_end(tmp_path):
@@ -369,30 +368,37 @@ def test_the_first_weights_are_a_function_of_the_seed():
     [("seed", 1), ("augment", "none"), ("schedule", "cosine"), ("batch", 2), ("size", Size(16, 32)), ("epochs", 9)],
 )
 def test_every_option_that_changes_a_result_is_told(tmp_path, option, value):
-    run = Run.create(tmp_path / "run", name="x", options=TINY, network={}, data={"classes": []})
+    run = Run.create(tmp_path / "run", name="x", options=TINY, network={}, data={"classes": []}, machine={})
     assert run.differences(TINY) == []
     assert run.differences(replace(TINY, device="cuda", root="elsewhere", out="x")) == []
     assert [d.split()[0] for d in run.differences(replace(TINY, **{option: value}))] == [option]
 
 
-def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
-    def poison(*_):
-        for weights in tampered:
-            weights.data.fill_(float("nan"))
-        return 0.5
+def test_weights_that_are_not_finite_stop_the_run_and_are_never_saved(tmp_path, monkeypatch):
+    step, calls = torch.optim.AdamW.step, []
 
-    tampered = []
-    fit = training.fit
+    def poison(self, *given):
+        step(self, *given)
+        calls.append(0)
+        if len(calls) == 3:
+            self.param_groups[0]["params"][0].data.view(-1)[0] = float("inf")
 
-    def watched(**given):
-        tampered.extend(given["network"].parameters())
-        fit(**given)
-
-    monkeypatch.setattr(experiment, "fit", watched)
-    monkeypatch.setattr(training, "train_epoch", poison)
-    with pytest.raises(FileError, match="weights are no longer finite after epoch 1"):
-        train(tmp_path / "run")
+    monkeypatch.setattr(torch.optim.AdamW, "step", poison)
+    found = (
+        r"(weights are no longer finite|the loss is (nan|inf)) in epoch 1, step 3, with the pictures scene-\d+, scene"
+    )
+    with pytest.raises(FileError, match=found):
+        train(tmp_path / "run", pictures=20, batch=4)
+    assert len(calls) <= 4
     assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_a_checkpoint_never_holds_what_is_not_finite(tmp_path):
+    whole = {"a": torch.ones(2), "b": torch.tensor(3)}
+    checkpoints.write(tmp_path / "it", whole, {})
+    with pytest.raises(FileError, match="is not written, since a is no longer finite"):
+        checkpoints.write(tmp_path / "it", whole | {"a": torch.tensor([0, float("nan")])}, {})
+    assert checkpoints.read(tmp_path / "it").tensors["a"].tolist() == [1, 1]
 
 
 def test_the_average_is_what_is_validated_saved_and_used(tmp_path):
@@ -466,20 +472,25 @@ def test_a_folder_that_is_taken_is_refused_and_kept(tmp_path):
     assert before == {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
 
 
-def test_other_options_or_other_data_are_not_resumed(tmp_path):
+def test_other_options_or_other_data_are_not_resumed(tmp_path, monkeypatch):
     run = train(tmp_path / "run")
     with pytest.raises(FileError, match=r"lr 0\.01, not 0\.1"):
         go_on(run.folder, lr=0.1)
+    facts = experiment.facts_of_data
+    monkeypatch.setattr(experiment, "facts_of_data", lambda *given: facts(*given) | {"val": 4, "fingerprint": "x"})
+    with pytest.raises(FileError, match=r"other data: val 4, not 1; fingerprint x, not sha256:.*\.\.\."):
+        go_on(run.folder)
+    monkeypatch.undo()
     config = (run.folder / "config.yaml").read_text()
-    (run.folder / "config.yaml").write_text(config.replace("sha256:", "sha256:0"))
-    with pytest.raises(FileError, match=r"other data \(fingerprint differ"):
-        go_on(Path(run.folder))
+    (run.folder / "config.yaml").write_text(config.replace("lr: 0.01", "lr: 0.1"))
+    with pytest.raises(FileError, match=r"config.yaml: is not what .* was trained with \(lr 0\.1, not 0\.01\)"):
+        go_on(run.folder, lr=0.1)
 
 
 def test_weights_of_another_network_are_refused_by_name(tmp_path):
     one, other = train(tmp_path / "one"), train(tmp_path / "other", channels=8)
     other.checkpoint("last").write_bytes(one.checkpoint("last").read_bytes())
-    with pytest.raises(FileError, match=r"of another network: alpha|of another network: \S+ is \(4"):
+    with pytest.raises(FileError, match=r"config.yaml: is not what .* was trained with \(.*channels 8, not 4"):
         other.network()
     one.checkpoint("last").write_bytes(one.checkpoint("last").read_bytes()[:-7])
     with pytest.raises(FileError, match="is damaged"):

@@ -46,7 +46,7 @@ def measure(run: Run, options: EvaluateOptions) -> dict[str, Any]:
         "name": run.config["name"],
         "split": found["split"],
         "images": found["images"],
-        "epoch": run.epoch,
+        "epoch": run.position().epoch,
         "trained_steps": trained,
         "device": subject.device,
         "precision": precision,

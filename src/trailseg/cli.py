@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from trailseg import config
 from trailseg.errors import FileError, OptionError, require
+from trailseg.interruption import leaving
 from trailseg.parsing import from_mapping, help_text, read_words, require_word, signature
 from trailseg.version import __version__
 
@@ -55,7 +56,7 @@ def data_make(given: Given) -> int:
 
     root = Path(options.dir)
     scenes.write(root, train=options.train, val=options.val, test=options.test, size=options.size, seed=options.seed)
-    print(f"wrote {root / 'tas500v1.1'}; read it with data=tas500 root={root}")
+    _say(f"wrote {root / 'tas500v1.1'}; read it with data=tas500 root={root}")
     return 0
 
 
@@ -68,9 +69,9 @@ def data_check(given: Given) -> int:
     source = open_data(options.data, root=options.root, labels=options.labels, size=size, pictures=options.pictures)
     faults = 0
     for fault in source.faults():
-        print(fault)
+        _say(fault)
         faults += 1
-    print(f"{faults} fault{'s' * (faults != 1)} in {options.root or options.data}")
+    _say(f"{faults} fault{'s' * (faults != 1)} in {options.root or options.data}")
     return 1 if faults else 0
 
 
@@ -88,7 +89,7 @@ def data_stats(given: Given) -> int:
     print(f"{options.data}, {options.split}\n")
     rows = [[c.name, c.pixels, f"{100 * c.share:.3f}", c.pictures] for c in counts]
     _print_table(["class", "pixels", "share (%)", "pictures"], rows)
-    print(f"\nwrote {plot(counts, f'{options.data}, {options.split}', out)}")
+    _say(f"wrote {plot(counts, f'{options.data}, {options.split}', out)}", gap=True)
     return 0
 
 
@@ -103,11 +104,13 @@ def train(given: Given) -> int:
         run = Run.open(options.resume)
         options = from_mapping(config.TrainOptions, asdict(run.options) | given)
         name, folder = run.config.get("name", options.network), run.folder
-    try:
-        experiment.train(options, folder, name=name, console=_console(), resume=bool(options.resume))
-    except KeyboardInterrupt:
+
+    def say(told: str) -> None:
         begun = (folder / "config.yaml").exists()
-        raise KeyboardInterrupt(f"go on with `trailseg train resume={folder}`" if begun else "") from None
+        _fail("train", f"{told}; go on with `trailseg train resume={folder}`" if begun else told, 0)
+
+    with leaving(say):
+        experiment.train(options, folder, name=name, console=_console(), resume=bool(options.resume))
     return 0
 
 
@@ -127,7 +130,8 @@ def evaluate(given: Given) -> int:
     if options.json:
         print(json.dumps({key: value for key, value in measured.items() if key != "confusion"}, indent=1))
         return 0
-    print(f"{options.run}, {options.split}: {measured['images']} pictures, full size, in %\n")
+    _say(f"{options.run}, {options.split}: {measured['images']} pictures, full size, in %")
+    print()
     steps = list(zip(measured["steps"], measured["at_stem_scale"]["steps"], strict=True))
     heads = ["step", "pixel accuracy", "mIoU", "mIoU at stem", *measured["steps"][0]["iou"]]
     shares = [[full["pixel_accuracy"], full["miou"], stem["miou"], *full["iou"].values()] for full, stem in steps]
@@ -147,7 +151,7 @@ def _anytime(options: config.EvaluateOptions) -> int:
     if options.json:
         print(json.dumps(measured, indent=1))
         return 0
-    print(f"{options.run}, {measured['split']}: {measured['images']} pictures, full size")
+    _say(f"{options.run}, {measured['split']}: {measured['images']} pictures, full size")
     print(f"milliseconds on {measured['device']}, one picture, precision {measured['precision']}\n")
     heads = ["steps", "pixel accuracy %", "mIoU %", "GMAC", "ms"]
     _print_table(heads, [[step["step"], *_accuracy_and_cost(step)] for step in measured["steps"]])
@@ -158,7 +162,7 @@ def _anytime(options: config.EvaluateOptions) -> int:
         for s in measured["auto"]
     ]
     _print_table(heads, [[*row, *_accuracy_and_cost(s)] for row, s in zip(auto, measured["auto"], strict=True)])
-    print(f"\nwrote {' and '.join(map(str, written))}")
+    _say(f"wrote {' and '.join(map(str, written))}", gap=True)
     return 0
 
 
@@ -170,14 +174,21 @@ def _accuracy_and_cost(measured: dict[str, Any]) -> list[str]:
 def predict(given: Given) -> int:
     """`trailseg predict`."""
     options = from_mapping(config.PredictOptions, given)
+    from trailseg.prediction import QUESTION, Kept
     from trailseg.prediction import predict as predict_all
 
-    code = 0
-    for written in predict_all(options, Path(options.out) if options.out else _free("answers")):
-        if isinstance(written, FileError):
-            code = _fail("predict", written, 1)
-        else:
-            print(f"{written.path}  after {written.steps:.3g} steps" if options.steps == "auto" else written.path)
+    code, out = 0, Path(options.out) if options.out else _free("answers")
+    try:
+        for told in predict_all(options, out):
+            if isinstance(told, FileError):
+                code = _fail("predict", told, 1)
+            elif isinstance(told, Kept):
+                _say(f"{told.pictures} answered already, and left as {'it was' if told.pictures == 1 else 'they were'}")
+            else:
+                _say(f"{told.path}  after {told.steps:.3g} steps" if options.steps == "auto" else told.path)
+    except KeyboardInterrupt:
+        begun = (out / QUESTION).exists()
+        raise KeyboardInterrupt(f"go on with the same command and out={out}" if begun else "") from None
     return code
 
 
@@ -191,7 +202,7 @@ def export(given: Given) -> int:
     rows = [[f"{h} x {w}", steps, f"{100 * ids:.4f} %", f"{p:.1e}"] for (h, w), steps, ids, p in written.checks]
     _print_table(["picture", "steps", "classes", "probability"], rows)
     for file in written.files:
-        print(f"\nwrote {file}, {file.stat().st_size / 1e6:.2f} MB")
+        _say(f"wrote {file}, {file.stat().st_size / 1e6:.2f} MB", gap=True)
     return 0
 
 
@@ -202,7 +213,7 @@ def pack(given: Given) -> int:
 
     folder = write(options)
     print((folder / "card.md").read_text(encoding="utf-8"))
-    print(f"wrote {folder}, {sum(file.stat().st_size for file in folder.rglob('*') if file.is_file()) / 1e6:.2f} MB")
+    _say(f"wrote {folder}, {sum(file.stat().st_size for file in folder.rglob('*') if file.is_file()) / 1e6:.2f} MB")
     return 0
 
 
@@ -233,7 +244,7 @@ def benchmark(given: Given) -> int:
         rows.append([one.name, "x".join(map(str, one.size)), *sizes, *macs, first, step, training, *used])
     _print_table(heads, rows)
     for path in plotted:
-        print(f"\nwrote {path}")
+        _say(f"wrote {path}", gap=True)
     return 0
 
 
@@ -259,14 +270,12 @@ def study(given: Given) -> int:
 
     file = Path(given.pop("file"))
     out = Path(given.pop("out", None) or f"runs/{file.stem}")
-    try:
+    with leaving(lambda told: print(f"trailseg study: {told}; give the same command again to go on", file=sys.stderr)):
         failures = run_study(file, out, given, _console())
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("give the same command again to go on") from None
     for failure in failures:
         _fail("study", failure, 1)
     print((out / "table.md").read_text(encoding="utf-8"))
-    print(f"wrote {out / 'table.md'}, {out / 'table.csv'}, {out / 'plots'} and {out / 'report.html'}")
+    _say(f"wrote {out / 'table.md'}, {out / 'table.csv'}, {out / 'plots'} and {out / 'report.html'}")
     return 1 if failures else 0
 
 
@@ -277,7 +286,7 @@ def report(given: Given) -> int:
 
     written = write_report(Path(options.folder))
     print(written.markdown.read_text(encoding="utf-8"))
-    print(f"wrote {written.markdown}, {written.csv} and {written.page}")
+    _say(f"wrote {written.markdown}, {written.csv} and {written.page}")
     return 0
 
 
@@ -366,9 +375,14 @@ def main() -> None:
 
 def _fail(name: str, error: object, code: int) -> int:
     """Prints what went wrong, as one line on standard error, and returns `code`."""
-    command = f"trailseg {name}" if name in COMMANDS else "trailseg"
-    print(f"{command}: {error}".replace("\n", " "), file=sys.stderr)
+    _say(f"{f'trailseg {name}' if name in COMMANDS else 'trailseg'}: {error}", file=sys.stderr)
     return code
+
+
+def _say(line: object, *, gap: bool = False, file: TextIO | None = None) -> None:
+    """Prints one line, after an empty one if `gap`; of what a file's name can hold, all that is no glyph is escaped."""
+    glyphs = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(line))
+    print("\n" * gap + "".join(glyphs), file=file)
 
 
 def _free_png(out: str | None, name: str) -> Path:

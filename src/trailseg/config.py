@@ -133,6 +133,8 @@ class TrainOptions(DataOptions, NetworkOptions):
     (scales of 0.7 to 2), weather (views in other light and colours), or robust (weather, and mixed pictures)."""
     memory: float = 4.0
     """Gigabytes of decoded pictures to hold in memory, for each of train and val; more are mapped from the cache."""
+    skip_bad: bool = False
+    """Whether to leave out pictures that cannot be read or have no right label, rather than to stop."""
     recompute: bool = False
     """Whether the backward pass recomputes each step and the stem's norms: less memory, more time, the same weights."""
     crop: Size | None = None
@@ -249,11 +251,11 @@ class TrainedOptions:
     device: str = "auto"
     """Device: auto, cpu, cuda or mps."""
     checkpoint: str = "last"
-    """Checkpoint: last, or best (chosen on val, so measured there it flatters)."""
+    """Checkpoint: last, before (the one that last has replaced) or best (on val, so measured there it flatters)."""
 
     def __post_init__(self) -> None:
         require("device", self.device, DEVICES)
-        require("checkpoint", self.checkpoint, ("last", "best"))
+        require("checkpoint", self.checkpoint, ("last", "before", "best"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,7 +387,7 @@ class ExportOptions:
     """Checkpoint: last, or best (chosen on val)."""
 
     def __post_init__(self) -> None:
-        require("checkpoint", self.checkpoint, ("last", "best"))
+        require("checkpoint", self.checkpoint, ("last", "before", "best"))
         if self.parts and self.warm_start:
             raise OptionError("warm_start=true: step.onnx always starts from any state; leave one of the two out")
 

@@ -1,8 +1,10 @@
 """One experiment: from options to a finished run in a directory of its own."""
 
-from collections.abc import Mapping
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 
 from trailseg import device
+from trailseg.checkpoints import load_weights, strip
 from trailseg.config import TrainOptions
 from trailseg.data.augment import PRESETS
 from trailseg.data.cache import decoded
@@ -21,20 +24,22 @@ from trailseg.data.readers import Procedural, open_data, select
 from trailseg.errors import FileError, OptionError, require
 from trailseg.evaluation import evaluate
 from trailseg.inference import classify, refine
+from trailseg.interruption import before_leaving
 from trailseg.labels import LabelSet, make_palette
+from trailseg.locks import alone
 from trailseg.networks.cost import cost
 from trailseg.networks.recurrence import Recurrence
 from trailseg.networks.table import ROWS
 from trailseg.progress import EpochProgress
-from trailseg.runs import Run, build_network, load_weights, network_options, read_tensors, strip
-from trailseg.training import fit, make_fabric, make_repeatable, together
+from trailseg.runs import Run, build_network, changed, network_options, versions
+from trailseg.training import Training, make_fabric, make_repeatable, together
 from trailseg.writing import png, write_whole
 
 
 def train(options: TrainOptions, folder: Path, *, name: str, console: Console, resume: bool) -> Run:
     """Trains into a free folder, or goes on with the run of the same options and data that it holds.
 
-    OptionError and FileError before anything is written, where something does not fit; see also `training.fit`.
+    OptionError and FileError before anything is written, where something does not fit; see also `training.Training`.
     """
     options = settle(options)
     labels = check(options).labels
@@ -47,22 +52,42 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
     make_repeatable()
     memory, val = (
         _decoded(
-            options.data, options.root, options.labels, options.size, options.pictures, splits, 1e9 * options.memory
+            options.data,
+            options.root,
+            options.labels,
+            options.size,
+            options.pictures,
+            splits,
+            1e9 * options.memory,
+            options.skip_bad,
         )
         for splits in (options.train_on, options.val_on)
     )
     run = Run(folder)
-    network = _first_weights(options, labels, memory, begun=resume and run.epoch > 0)
-    if fabric.is_global_zero:
-        data = facts_of_data(options, labels, memory, val)
-        if resume:
-            check_same_data(run, data)
-        else:
-            Run.create(folder, name=name, options=options, network=facts_of_network(options, labels), data=data)
-    fabric.launch()
-    val = val.on(fabric.device)
-    with EpochProgress(console, name, done=run.epoch, epochs=options.epochs) as progress:
-        network = fit(
+    network = _first_weights(options, labels, memory, begun=resume and run.checkpoint("last").exists())
+    with ExitStack() as stack:
+        if fabric.is_global_zero:
+            stack.enter_context(alone(folder, "is being trained"))
+            if damage := run.recover():
+                console.print(f"{damage.path}: {damage.problem}; going on with the one before", soft_wrap=True)
+            data, machine = facts_of_data(options, labels, memory, val), facts_of_machine(options, fabric.device)
+            if resume:
+                check_same_data(run, data)
+                there = run.config["versions"] | run.config.get("machine", {})
+                if elsewhere := changed(there, versions() | machine):
+                    text = f"{folder}: goes on with {'; '.join(elsewhere)}: the last bits may differ for that"
+                    console.print(text, highlight=False, soft_wrap=True)
+            else:
+                Run.require_free(folder)
+                facts = facts_of_network(options, labels)
+                Run.create(folder, name=name, options=options, network=facts, data=data, machine=machine)
+            _tell_left_out(folder, (memory, val), console)
+        fabric.launch()
+        stack.enter_context(before_leaving(partial(_end_processes, fabric)))
+        val = val.on(fabric.device)
+        progress = stack.enter_context(EpochProgress(console, name, done=run.position().epoch, epochs=options.epochs))
+        stack.enter_context(before_leaving(progress.stop))
+        training = Training(
             fabric=fabric,
             run=run,
             network=network,
@@ -84,12 +109,21 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
             ),
             report=progress,
         )
-    if fabric.is_global_zero:
-        steps = network.up_to(options.steps)
-        sheet = example_sheet(network, val, steps=steps, palette=make_palette(labels.colours), device=fabric.device)
-        write_whole(run.folder / "plots" / "pictures.png", sheet)
-        console.print(f"{folder}: {run.summary()}", highlight=False, soft_wrap=True)
+        with before_leaving(training.store):
+            network = training.fit()
+        progress.stop()
+        if fabric.is_global_zero:
+            steps = network.up_to(options.steps)
+            sheet = example_sheet(network, val, steps=steps, palette=make_palette(labels.colours), device=fabric.device)
+            write_whole(run.folder / "plots" / "pictures.png", sheet)
+            console.print(f"{folder}: {run.summary()}", highlight=False, soft_wrap=True)
     return run
+
+
+def _end_processes(fabric: Fabric) -> None:
+    """Ends the other processes that this one has launched."""
+    for process in getattr(fabric.strategy.launcher, "procs", ()):
+        process.terminate()
 
 
 def example_sheet(
@@ -110,7 +144,7 @@ def example_sheet(
 
 def _fabric(options: TrainOptions) -> Fabric:
     """Device, precision and processes of these options."""
-    strategy = "auto" if alone(options) else "ddp"
+    strategy = "auto" if one_process(options) else "ddp"
     varied = options.prefix > 0 or options.fewest_steps is not None
     if strategy == "ddp" and (varied or (options.steps == 1 and ROWS[options.network].max_steps != 1)):
         strategy = "ddp_find_unused_parameters_true"  # with one step nothing hears the feedback
@@ -137,7 +171,7 @@ def take_stem(network: Recurrence, options: TrainOptions, source: Run) -> None:
         if mine != theirs:
             raise FileError(source.folder, f"its stem has {option}={theirs}, not {mine}", f"say {option}={theirs}")
     path = source.checkpoint("last")
-    weights = strip(read_tensors(path), "network.")
+    weights = source.weights()
     load_weights(network.stem, strip(weights, "stem."), path)
     network.mean.copy_(weights["mean"])
     network.std.copy_(weights["std"])
@@ -160,18 +194,34 @@ def settle(options: TrainOptions) -> TrainOptions:
     return replace(options, precision=device.settle(options.device, options.precision).precision)
 
 
-def alone(options: TrainOptions) -> bool:
+def one_process(options: TrainOptions) -> bool:
     """Whether one process does it all."""
     return options.devices * options.nodes == 1
 
 
 @lru_cache(maxsize=2)  # the rows of a study share their data: read it once
 def _decoded(
-    data: str, root: str | None, labels: str | None, size: tuple[int, int], pictures: int, splits: str, budget: float
+    data: str,
+    root: str | None,
+    labels: str | None,
+    size: tuple[int, int],
+    pictures: int,
+    splits: str,
+    budget: float,
+    skip_bad: bool,
 ) -> Memory:
     """Splits of a data set."""
     source = open_data(data, root=root, labels=labels, size=size, pictures=pictures)
-    return decoded(select(source, splits), size, budget=budget)
+    return decoded(select(source, splits, skip_bad=skip_bad), size, budget=budget, skip_bad=skip_bad)
+
+
+def _tell_left_out(folder: Path, splits: Sequence[Memory], console: Console) -> None:
+    """Lists the pictures that were left out, if any, in skipped.txt: a line each, with the file, cause and remedy."""
+    lines = dict.fromkeys(" ".join(str(fault).splitlines()) for memory in splits for fault in memory.left_out)
+    if lines:
+        text = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")  # a name may be no text
+        path, count = write_whole(folder / "skipped.txt", text), sum(len(m.names) + len(m.left_out) for m in splits)
+        console.print(f"left out {len(lines)} of {count} pictures, listed in {path}", highlight=False, soft_wrap=True)
 
 
 def facts_of_network(options: TrainOptions, labels: LabelSet) -> dict[str, Any]:
@@ -184,6 +234,7 @@ def facts_of_network(options: TrainOptions, labels: LabelSet) -> dict[str, Any]:
 def facts_of_data(options: TrainOptions, labels: LabelSet, memory: Memory, val: Memory) -> dict[str, Any]:
     """What was trained and validated on, as config.yaml holds it."""
     seen = len(set(memory.names) & set(val.names))
+    left_out = len(memory.left_out) + len(val.left_out)
     return {
         "name": options.data,
         "classes": list(labels.classes),
@@ -192,13 +243,26 @@ def facts_of_data(options: TrainOptions, labels: LabelSet, memory: Memory, val: 
         "val": len(val.names),
         "fingerprint": f"sha256:{memory.counts.fingerprint} {val.counts.fingerprint}",
         **({"val_seen_in_training": seen} if seen else {}),
+        **({"left_out": left_out} if left_out else {}),
     }
+
+
+def facts_of_machine(options: TrainOptions, device: torch.device) -> dict[str, Any]:
+    """What decides the last bits of a training beside options and data, as config.yaml holds it."""
+    names = {
+        "cpu": lambda: f"a processor with {torch.backends.cpu.get_cpu_capability()}",
+        "cuda": lambda: torch.cuda.get_device_name(device),
+        "mps": lambda: platform.processor(),
+    }
+    processes = options.devices * options.nodes
+    return {"device": names[device.type](), "threads": torch.get_num_threads(), "processes": processes}
 
 
 def check_same_data(run: Run, data: Mapping[str, Any]) -> None:
     """FileError where the run was trained on other data."""
-    if different := [key for key in data if run.config["data"].get(key) != data[key]]:
-        raise FileError(run.folder, f"was trained on other data ({', '.join(different)} differ)", "say its root=")
+    stored = {key: run.config["data"].get(key) for key in data}
+    if different := changed(stored, data):
+        raise FileError(run.folder, f"was trained on other data: {'; '.join(different)}", "say its root=")
 
 
 def check_same(run: Run, options: TrainOptions) -> None:

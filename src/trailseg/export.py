@@ -13,7 +13,7 @@ from trailseg.data.scenes import scene
 from trailseg.errors import FileError, OptionError
 from trailseg.inference import TorchModel
 from trailseg.model import Model
-from trailseg.onnx_model import OnnxModel, OnnxParts
+from trailseg.onnx_model import OnnxModel, OnnxParts, seal
 from trailseg.runs import Run
 from trailseg.version import __version__
 from trailseg.writing import write_whole
@@ -78,7 +78,7 @@ def export(options: ExportOptions) -> Exported:
             made.producer_name, made.producer_version = "trailseg", __version__
             for name, text in facts.to_texts().items():
                 made.metadata_props.add(key=name, value=text)
-            write_whole(file, made.SerializeToString())
+            write_whole(file, seal(made.SerializeToString()))
         checks = list(check(model, OnnxParts(out) if options.parts else OnnxModel(out)))
         worst = max(checks, key=lambda one: one.ids)
         if not worst.ids <= ALLOWED:

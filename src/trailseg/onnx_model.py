@@ -1,5 +1,6 @@
 """Answering with an exported file in ONNX Runtime, without PyTorch: what a robot needs."""
 
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,13 +17,35 @@ MOST_LOGITS = 400_000_000
 """Numbers at the answer's size, of which onnxruntime keeps up to three copies of 4 bytes each."""
 
 
+# A file ends in an entry of ONNX's metadata_props (field 14 of ModelProto), which holds the checksum of all before it.
+_SEAL = b"\x72\x53\x0a\x0ftrailseg.sha256\x12\x40"
+
+
+def seal(content: bytes) -> bytes:
+    """A serialised ONNX model with its checksum, without which `OnnxModel` does not open it."""
+    return content + _SEAL + sha256(content).hexdigest().encode()
+
+
+def _unsealed(path: Path) -> bytes:
+    """A file that holds all it needs, to the last bit; FileError where it does not: ONNX Runtime has not seen it yet."""
+    content = path.read_bytes()
+    if content[-64 - len(_SEAL) : -64] != _SEAL:
+        problem = "is not a file that `trailseg export` wrote, or not the whole of it"
+        raise FileError(path, problem, "export a run: trailseg export RUN out=model.onnx")
+    if seal(content[: -64 - len(_SEAL)]) != content:
+        raise FileError(path, "is damaged (its checksum is another)", "restore it, or export the run again")
+    if b"location" in content:  # the key by which a tensor of ONNX names the file that holds it
+        raise FileError(path, "reads other files", "export the run again")
+    return content
+
+
 class OnnxModel:
     """A file that `trailseg export` wrote, as a `model.Model`; see onnx_graph.py for its inputs and outputs."""
 
     def __init__(self, path: Path, *, device: str = "auto") -> None:
         """FileError where it is no such file; OptionError where onnxruntime, or the device in it, is missing."""
         self._file = _File(path, device)
-        self.facts = self._file.facts
+        self.facts, self.fingerprint = self._file.facts, self._file.fingerprint
         if "steps" not in self._file.inputs:
             raise FileError(path, "is one of two parts of a network", f"name the folder that holds both, {path.parent}")
 
@@ -58,6 +81,7 @@ class OnnxParts:
         """As for `OnnxModel`."""
         self._stem, self._step = (_File(folder / f"{name}.onnx", device) for name in ("stem", "step"))
         self.facts = self._stem.facts
+        self.fingerprint = f"{self._stem.fingerprint}-{self._step.fingerprint}"
 
     def answer(
         self, images: np.ndarray, *, to: Size, steps: int, tolerance: float, trail: bool, state: Any = None
@@ -106,8 +130,11 @@ class _File:
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # it would warn of each input that has a default
         try:
-            self._session = runtime.InferenceSession(path.read_bytes(), options, [provider])
+            content = _unsealed(path)
+            self._session = runtime.InferenceSession(content, options, [provider])
             self.facts = Facts.from_texts(self._session.get_modelmeta().custom_metadata_map)
+        except FileError:
+            raise
         except OSError as error:
             raise FileError(path, error.strerror or "cannot be read", "name another file, or mend this one") from None
         except (KeyError, ValueError, TypeError):
@@ -116,14 +143,22 @@ class _File:
         except Exception as error:  # onnxruntime has an exception of its own for everything, none of them public
             reason = " ".join(str(error).split())[:200]
             raise FileError(path, f"cannot be read as an ONNX file ({reason})", "export the run again") from None
+        self._path, self.fingerprint = path, sha256(content).hexdigest()[:16]
         self.inputs = {i.name for i in [*self._session.get_inputs(), *self._session.get_overridable_initializers()]}
 
     def run(self, names: list[str], given: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """The outputs of these names; OptionError where what is given does not suit the file."""
+        """The outputs of these names, with the probability among them.
+
+        OptionError where what is given does not suit the file, FileError where it answers from logits that are not
+        finite, of which it makes a probability that is none.
+        """
         try:
-            return self._session.run(names, given)
+            outputs = self._session.run(names, given)
         except Exception as error:  # as above
             raise _explained(error, given) from None
+        if not np.isfinite(outputs[names.index("probability")]).all():
+            raise FileError(self._path, "gives an answer that is not finite", "train anew with a smaller lr")
+        return outputs
 
 
 def _explained(error: Exception, given: dict[str, np.ndarray]) -> Exception:

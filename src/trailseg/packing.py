@@ -32,7 +32,7 @@ def pack(options: PackOptions) -> Path:
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
         folder = Path(beside) / out.name
         write_whole(folder / "config.yaml", yaml.safe_dump(placeless(run), sort_keys=False, allow_unicode=True))
-        Run(folder).save("last", run.network(), run.epoch)
+        Run(folder).save("last", run.weights(), run.position())
         write_whole(folder / "measures.json", json.dumps(found, indent=1) + "\n")
         export(ExportOptions(run=str(folder), out=str(folder / "model.onnx")))
         write_whole(folder / "card.md", card(folder))

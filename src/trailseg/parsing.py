@@ -19,6 +19,14 @@ from trailseg.errors import FileError, OptionError, require
 
 T = TypeVar("T")
 
+MOST_YAML = 256_000
+"""Bytes of a YAML file: a class table of 254 classes takes a tenth of it."""
+
+DEEPEST_YAML = 20
+"""Levels of lists and mappings in each other."""
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML was built with it
+
 
 def _size(value: Any) -> Size:
     """'384,768', '384x768', '(384, 768)' or a list of two whole numbers."""
@@ -143,16 +151,32 @@ def require_word(noun: str, word: str, known: Iterable[str]) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; FileError where it cannot be read or is no mapping."""
+    """The mapping in a YAML file; FileError where it cannot be read, is no mapping, or is more than options need.
+
+    It makes numbers, text, lists and mappings, never an object that the file names.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not path.is_file() and path.exists():
+            raise FileError(path, "is no file", "name a YAML file of options")
+        with path.open("rb") as file:
+            content = file.read(MOST_YAML + 1)
+        if len(content) > MOST_YAML:
+            raise FileError(path, f"is larger than {MOST_YAML // 1000} kB", "name a YAML file of options")
+        text, depth = content.decode(), 0
+        for event in yaml.parse(text, _Loader):
+            if isinstance(event, yaml.AliasEvent):  # a few lines of which could stand for billions
+                raise FileError(path, f"holds the alias *{event.anchor}", "write out what it stands for")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST_YAML:
+                raise FileError(path, f"nests more than {DEEPEST_YAML} levels deep", "name a YAML file of options")
+        found = yaml.load(text, _Loader)
     except OSError as error:
         raise FileError(path, error.strerror or "cannot be read", "name a YAML file of options") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 13 is a ValueError
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # a date of month 13 is a ValueError
         raise FileError(path, f"is not valid YAML ({' '.join(str(error).split())})", "correct it") from None
-    if not isinstance(content, dict):
+    if not isinstance(found, dict):
         raise FileError(path, "holds no mapping of options", "write lines of the form 'key: value'")
-    return content
+    return found
 
 
 def signature(command: str, kind: type) -> str:

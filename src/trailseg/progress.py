@@ -22,6 +22,10 @@ class EpochProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends the bar, in any thread, and shows the cursor again."""
         self._bar.stop()
 
     def __call__(self, record: dict[str, Any]) -> None:

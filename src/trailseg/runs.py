@@ -3,25 +3,26 @@
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from trailseg import checkpoints
+from trailseg.checkpoints import REMEDY, load_weights, strip
 from trailseg.config import TrainOptions
 from trailseg.errors import FileError, OptionError
 from trailseg.networks.build import build
 from trailseg.networks.recurrence import Recurrence
 from trailseg.parsing import from_mapping, read_yaml
 from trailseg.version import __version__
-from trailseg.writing import write_whole
+from trailseg.writing import sweep, write_whole
 
 # Options that say where and how a run is computed and kept, not what it computes.
 PLACE = ("device", "devices", "nodes", "root", "out", "resume", "memory", "recompute", "channels_last", "compile")
@@ -35,16 +36,20 @@ class Run:
 
     @staticmethod
     def create(
-        folder: Path, *, name: str, options: TrainOptions, network: Mapping[str, Any], data: Mapping[str, Any]
+        folder: Path,
+        *,
+        name: str,
+        options: TrainOptions,
+        network: Mapping[str, Any],
+        data: Mapping[str, Any],
+        machine: Mapping[str, Any],
     ) -> "Run":
         """Makes the directory, which `require_free` has found free."""
         kept = {
             k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items() if k not in ("out", "resume")
         }
-        versions = {"trailseg": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
-        config = {
-            "name": name, "options": kept, "network": dict(network), "data": dict(data), "versions": versions
-        }  # fmt: skip
+        facts = {"network": dict(network), "data": dict(data), "versions": versions(), "machine": dict(machine)}
+        config = {"name": name, "options": kept, **facts}
         write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return Run(folder)
 
@@ -54,7 +59,8 @@ class Run:
         if (folder / "config.yaml").exists():
             summary = Run(folder).summary()
             raise FileError(folder, f"already holds a run ({summary})", f"say resume={folder}, or another out=")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        ours = re.compile(r"\.lock|\..*\.part")  # which a killed process may leave
+        if folder.exists() and (not folder.is_dir() or not all(ours.fullmatch(file.name) for file in folder.iterdir())):
             raise FileError(folder, "is not an empty folder", "say another out=")
 
     @staticmethod
@@ -69,11 +75,11 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What config.yaml holds: name, options, network, data, versions."""
+        """What config.yaml holds: name, options, network, data, versions, machine."""
         config = read_yaml(self.folder / "config.yaml")
         parts = [config.get(key) for key in ("options", "network", "data", "versions")]
         if not all(isinstance(part, dict) for part in parts) or not isinstance(config["data"].get("classes"), list):
-            raise FileError(self.folder / "config.yaml", "is no configuration of a run", "restore it, or train anew")
+            raise FileError(self.folder / "config.yaml", "is no configuration of a run", REMEDY)
         return config
 
     @cached_property
@@ -82,7 +88,7 @@ class Run:
         try:
             return from_mapping(TrainOptions, self.config["options"], "options")
         except OptionError as error:
-            raise FileError(self.folder / "config.yaml", str(error), "restore it, or train anew") from None
+            raise FileError(self.folder / "config.yaml", str(error), REMEDY) from None
 
     def differences(self, options: TrainOptions) -> list[str]:
         """What those options would compute differently, such as 'lr 0.001, not 0.01'."""
@@ -96,7 +102,7 @@ class Run:
         try:
             return [json.loads(line) for line in lines[:-1]]
         except ValueError as error:
-            raise FileError(path, f"is damaged ({error})", "restore it, or train anew") from None
+            raise FileError(path, f"is damaged ({error})", REMEDY) from None
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds the line of an epoch to log.jsonl and flushes it to the disk."""
@@ -113,82 +119,136 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether every epoch is in a checkpoint."""
-        return self.epoch >= self.options.epochs
+        return self.position().epoch >= self.options.epochs
 
-    @property
-    def epoch(self) -> int:
-        """The epochs that checkpoints/last has behind it; 0 where there is none."""
-        path = self.checkpoint("last")
-        return int(_metadata(path)["epoch"]) if path.exists() else 0
+    def position(self, which: str = "last") -> "Position":
+        """How far that checkpoint is; at the beginning where there is none. FileError where it is damaged."""
+        path = self.checkpoint(which)
+        return self._read(which)[1] if path.exists() else Position()
 
     def summary(self) -> str:
         """Such as 'iterative-v6, 3 of 100 epochs'."""
-        return f"{self.config.get('name')}, {self.epoch} of {self.options.epochs} epochs"
+        return f"{self.config.get('name')}, {self.position().epoch} of {self.options.epochs} epochs"
 
     def checkpoint(self, which: str) -> Path:
-        """The file of the checkpoint "last" or "best"."""
+        """The file of the checkpoint "last", "before" (that was the last before) or "best"."""
         return self.folder / "checkpoints" / f"{which}.safetensors"
+
+    def recover(self) -> FileError | None:
+        """Sweeps what a killed process left half-written, and replaces a damaged last checkpoint by the one before.
+
+        Returns what was wrong with that, which is kept as "damaged". FileError where no checkpoint is whole.
+        """
+        for folder in (self.folder, self.folder / "checkpoints", self.folder / "plots"):
+            sweep(folder)
+        try:
+            self.position()
+        except FileError as damage:
+            before = self.checkpoint("before")
+            if damage.path != self.checkpoint("last") or not before.exists():
+                raise
+            self.position("before")
+            self.checkpoint("last").replace(self.checkpoint("damaged"))
+            before.replace(self.checkpoint("last"))
+            return damage
+        return None
 
     def save(
         self,
         which: str,
-        network: Recurrence,
-        epoch: int,
+        weights: Mapping[str, Tensor],
+        at: "Position",
+        network: Recurrence | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         average: Recurrence | None = None,
     ) -> None:
-        """Writes weights, the optimiser's state and averaged weights if given, as one file; beside it the config."""
-        beside = self.folder / "checkpoints" / "config.json"
-        if not beside.exists():
-            write_whole(beside, json.dumps(self.config, indent=1))
-        tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+        """Writes the weights of a network, the state of its optimiser and its averaged weights, if given, as one file.
+
+        With them go the position and the configuration. A last checkpoint that is there becomes the one before.
+        """
+        tensors = {f"network.{name}": value for name, value in weights.items()}
         if average is not None:
             tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
-        if optimizer is not None:
+        if network is not None and optimizer is not None:
             names = [name for name, _ in network.named_parameters()]
             for index, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{key}.{names[index]}": value for key, value in state.items()}
-        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        write_whole(self.checkpoint(which), safetensors.torch.save(plain, metadata={"epoch": str(epoch)}))
+        keep = self.checkpoint("before") if which == "last" else None
+        checkpoints.write(self.checkpoint(which), tensors, {"at": at._asdict(), "config": self._bound()}, keep)
 
-    def load(
-        self,
-        network: Recurrence,
-        which: str = "last",
-        optimizer: torch.optim.Optimizer | None = None,
-        average: Recurrence | None = None,
-    ) -> None:
-        """Loads weights, the optimiser's state and averaged weights if asked for.
-
-        FileError where they are of another network.
-        """
-        path = self.checkpoint(which)
-        tensors = read_tensors(path)
+    def load(self, network: Recurrence, optimizer: torch.optim.Optimizer, average: Recurrence | None) -> "Position":
+        """Loads what `save` wrote as "last", and returns its position; FileError where it is of another network."""
+        path, (tensors, at) = self.checkpoint("last"), self._read("last")
         load_weights(network, strip(tensors, "network."), path)
         if average is not None:
             load_weights(average, strip(tensors, "average."), path)
-        if optimizer is not None:
-            state: dict[int, dict[str, Tensor]] = {}
-            for index, (name, _) in enumerate(network.named_parameters()):
-                keys = [k for k in tensors if k.startswith("optimizer.") and k.split(".", 2)[2] == name]
-                if keys:
-                    state[index] = {key.split(".", 2)[1]: tensors[key] for key in keys}
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        state: dict[int, dict[str, Tensor]] = {}
+        for index, (name, _) in enumerate(network.named_parameters()):
+            keys = [k for k in tensors if k.startswith("optimizer.") and k.split(".", 2)[2] == name]
+            if keys:
+                state[index] = {key.split(".", 2)[1]: tensors[key] for key in keys}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        return at
 
     def build(self) -> Recurrence:
         """The network with its first weights."""
         try:
             return build_network(self.options, classes=len(self.config["data"]["classes"]))
         except OptionError as error:
-            raise FileError(self.folder / "config.yaml", str(error), "restore it, or train anew") from None
+            raise FileError(self.folder / "config.yaml", str(error), REMEDY) from None
+
+    def weights(self, which: str = "last") -> dict[str, Tensor]:
+        """The trained weights, or their average where there is one, as `Recurrence.state_dict` names them."""
+        tensors, _ = self._read(which)
+        return strip(tensors, "average.") or strip(tensors, "network.")
 
     def network(self, which: str = "last") -> Recurrence:
-        """The trained network, or the average of its weights where there is one, in evaluation mode."""
-        network = self.build()
-        path = self.checkpoint(which)
-        tensors = read_tensors(path)
-        load_weights(network, strip(tensors, "average.") or strip(tensors, "network."), path)
+        """The trained network with `weights`, in evaluation mode."""
+        with torch.device("meta"):  # what a configuration asks for takes no memory until a checkpoint bears it out
+            network = self.build()
+        load_weights(network, self.weights(which), self.checkpoint(which))
         return network.eval()
+
+    def _read(self, which: str) -> tuple[dict[str, Tensor], "Position"]:
+        """The tensors of a checkpoint; FileError where it is damaged, or config.yaml is not what it was trained with."""
+        path = self.checkpoint(which)
+        try:
+            tensors, facts = checkpoints.read(path)
+            at, config = Position(**facts["at"]), facts["config"]
+        except FileError as error:
+            if which == "last" and self.checkpoint("before").exists():
+                remedy = "say checkpoint=before, or go on with the training"
+                raise FileError(error.path, error.problem, remedy) from None
+            raise
+        except (TypeError, LookupError):
+            raise FileError(path, "is no checkpoint of a run", REMEDY) from None
+        if different := changed(config, self._bound()):
+            problem = f"is not what {path} was trained with ({'; '.join(different)})"
+            raise FileError(self.folder / "config.yaml", problem, "restore it")
+        return tensors, at
+
+    def _bound(self) -> dict[str, Any]:
+        """What config.yaml and a checkpoint must agree on: all but where and how a run is computed and kept."""
+        options = {name: value for name, value in self.config["options"].items() if name not in PLACE}
+        return {key: value for key, value in self.config.items() if key != "machine"} | {"options": options}
+
+
+class Position(NamedTuple):
+    """How far a training is."""
+
+    epoch: int = 0
+    """Whole epochs behind it."""
+    step: int = 0
+    """Optimiser steps behind it of the next."""
+    loss: float = 0.0
+    """The sum of the losses of the pictures of these."""
+    seconds: float = 0.0
+    """That these took."""
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the last bits of a training, as config.yaml holds them."""
+    return {"trailseg": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def build_network(options: TrainOptions, *, classes: int) -> Recurrence:
@@ -203,35 +263,14 @@ def network_options(options: Any) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; FileError where it cannot be read."""
-    if not path.exists():
-        raise FileError(path, "there is no such checkpoint", "train the run until its first epoch ends")
-    try:
-        return safetensors.torch.load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise FileError(path, f"is damaged ({error})", "restore it, or train anew") from None
+def changed(stored: Any, given: Any, name: str = "") -> list[str]:
+    """Where two configurations differ, such as 'lr 0.001, not 0.01'."""
+    if not isinstance(stored, dict) or not isinstance(given, dict):
+        return [] if stored == given else [f"{name} {_short(given)}, not {_short(stored)}"]
+    names = dict.fromkeys([*stored, *given])
+    return [line for key in names for line in changed(stored.get(key), given.get(key), key)]
 
 
-def strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Loads exactly these weights; FileError that names the first that is missing, left over or of another shape."""
-    own = module.state_dict()
-    for name in [*own, *weights]:
-        shapes = [tuple(where[name].shape) if name in where else "absent" for where in (own, weights)]
-        if shapes[0] != shapes[1]:
-            problem = f"is of another network: {name} is {shapes[1]} in the file and {shapes[0]} in the network"
-            raise FileError(path, problem, "name the run that it belongs to")
-    module.load_state_dict(dict(weights))
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise FileError(path, f"is damaged ({error})", "restore it, or train anew") from None
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from trailseg.config import TrainOptions
 from trailseg.errors import FileError, OptionError
-from trailseg.experiment import alone, check, check_same, settle, train
+from trailseg.experiment import check, check_same, one_process, settle, train
 from trailseg.parsing import from_mapping, read_yaml
 from trailseg.report import write_report
 from trailseg.report.published import read_published
@@ -65,7 +65,7 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
             folder = out / "-".join([name, *([options.val_on] if split else []), f"seed{options.seed}"])
             if folder in planned:
                 raise OptionError(f"{file}: two rows are called {name}; give each a name of its own")
-            if not alone(options):
+            if not one_process(options):
                 raise OptionError("a study trains on one device; train its rows by themselves to use several")
             planned[folder] = Planned(name, folder, options)
     return list(planned.values())
@@ -87,7 +87,7 @@ def run_study(file: Path, out: Path, overrides: Mapping[str, Any], console: Cons
     failures: list[FileError] = []
     for wanted in planned:
         begun = (wanted.folder / "config.yaml").exists()
-        if begun and Run.open(wanted.folder).done:
+        if begun and _is_done(wanted.folder):
             console.print(f"{wanted.name}  seed {wanted.options.seed}  is done", highlight=False)
             continue
         try:
@@ -98,3 +98,11 @@ def run_study(file: Path, out: Path, overrides: Mapping[str, Any], console: Cons
         raise failures[0]
     write_report(out)
     return failures
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether a run is whole; one whose last checkpoint is damaged goes on, and tells."""
+    try:
+        return Run.open(folder).done
+    except FileError:
+        return False

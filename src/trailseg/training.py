@@ -1,4 +1,4 @@
-"""The training loop: explicit, resumable after every epoch, the same on one process and on several.
+"""The training loop: explicit, resumable after every optimiser step, the same on one process and on several.
 
 Everything random in it is a function of (seed, epoch, place), so that a run repeated, or cut anywhere and resumed,
 ends bit for bit the same on the same device and number of threads.
@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from trailseg.errors import FileError
 from trailseg.labels import IGNORE
 from trailseg.losses import StepLoss, class_weights
 from trailseg.networks.recurrence import Recurrence
-from trailseg.runs import Run
+from trailseg.runs import Position, Run
 
 AHEAD = 4  # batches that threads fetch, where they are memory-mapped
 
@@ -58,126 +59,157 @@ def make_repeatable() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def fit(
-    *,
-    fabric: Fabric,
-    run: Run,
-    network: Recurrence,
-    options: TrainOptions,
-    memory: Memory,
-    classes: int,
-    validate: Validate,
-    report: Report,
-) -> Recurrence:
-    """Trains `network` on `memory` from the run's last checkpoint (or the network's own weights) to the last epoch.
+class Training:
+    """A run in training: what changes while it goes on, and where it is."""
 
-    Returns it, or the average of its weights where options.ema asks for one: that is also what is validated. After each
-    epoch the log gets its line and then checkpoints/last is replaced; checkpoints/best holds the weights of the best
-    validated mIoU of the last step. FileError where a loss or weight is not finite; no checkpoint holds such.
-    """
-    network.place(fabric.device, channels_last=options.channels_last)
-    if options.recompute:
-        network.save_memory()
-    if options.freeze_stem:
-        network.stem.requires_grad_(False)
-    adam = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    average = copy.deepcopy(network) if options.ema else None
-    if options.compile:
-        network.compile_parts()
-    done = run.epoch
-    if done:
-        run.load(network, "last", adam, average)
-    best = max((miou_of(record) for record in run.log() if record["epoch"] <= done), default=-1.0)
-    if fabric.is_global_zero:
-        run.forget_after(done)
-    wrapped, optimizer = fabric.setup(network, adam)
-    memory = memory.on(fabric.device)
-    weights = None if options.balance is None else class_weights(memory.class_pixels(classes), options.balance)
-    criterion = StepLoss(options.dice, options.gamma, options.lovasz, weights, recompute=options.recompute)
-    for epoch in range(done + 1, options.epochs + 1):
-        started = time.perf_counter()
+    def __init__(
+        self,
+        *,
+        fabric: Fabric,
+        run: Run,
+        network: Recurrence,
+        options: TrainOptions,
+        memory: Memory,
+        classes: int,
+        validate: Validate,
+        report: Report,
+    ) -> None:
+        """Prepares to train `network` on `memory`, from the run's last checkpoint or else the network's own weights."""
+        self.fabric, self.run, self.network, self.options = fabric, run, network, options
+        self.validate, self.report = validate, report
+        network.place(fabric.device, channels_last=options.channels_last)
+        if options.recompute:
+            network.save_memory()
+        if options.freeze_stem:
+            network.stem.requires_grad_(False)
+        self.adam = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+        self.average = copy.deepcopy(network) if options.ema else None
+        if options.compile:
+            network.compile_parts()
+        begun = run.checkpoint("last").exists()
+        self.at = run.load(network, self.adam, self.average) if begun else Position()
+        self.best = max((miou_of(record) for record in run.log() if record["epoch"] <= self.at.epoch), default=-1.0)
+        if fabric.is_global_zero:
+            run.forget_after(self.at.epoch)
+        self.wrapped, self.optimizer = fabric.setup(network, self.adam)
+        self.memory = memory.on(fabric.device)
+        balance = options.balance
+        weights = None if balance is None else class_weights(self.memory.class_pixels(classes), balance)
+        self.criterion = StepLoss(options.dice, options.gamma, options.lovasz, weights, recompute=options.recompute)
+        self._changing = Lock()  # held while weights, position and log do not belong together
+        self._keep_buffers()
+        self._told: Callable[[], float] | None = None  # the loss of the last step, which is not yet in the position
+
+    def fit(self) -> Recurrence:
+        """Trains to the last epoch; returns the network, or the average of its weights where options.ema asks for one.
+
+        That is also what is validated. After each epoch the log gets its line and then checkpoints/last is replaced;
+        checkpoints/best holds the weights of the best validated mIoU of the last step. FileError where a loss or weight
+        is not finite; no checkpoint holds such.
+        """
+        for epoch in range(self.at.epoch + 1, self.options.epochs + 1):
+            started = time.perf_counter() - self.at.seconds
+            self.train_epoch(epoch, started)
+            seconds, count = time.perf_counter() - started, len(self.memory.names)
+            due = epoch % self.options.val_every == 0 or epoch == self.options.epochs
+            record = {
+                "epoch": epoch,
+                "loss": self.at.loss / count,
+                "lr": learning_rate(self.options, epoch),
+                "seconds": round(seconds, 3),
+                "pictures_per_second": round(count / seconds, 2),
+                "val": self.validate(self.average or self.network) if due else None,
+            }
+            with self._changing:
+                self.at = Position(epoch)
+                if self.fabric.is_global_zero:
+                    self.run.append(record)
+                    if miou_of(record) > self.best:
+                        self.run.save("best", (self.average or self.network).state_dict(), self.at)
+                    self._save()
+            if self.fabric.is_global_zero:
+                self.report(record)
+            self.best = max(self.best, miou_of(record))
+            self.fabric.barrier()
+        return self.average or self.network
+
+    def train_epoch(self, epoch: int, started: float = 0.0) -> None:
+        """What is left of one pass over the pictures; self.at.loss is then the sum of their losses.
+
+        started: when it began, in the seconds of `time.perf_counter`.
+        """
+        options, memory, network = self.options, self.memory, self.network
         network.train()
         if options.freeze_stem:
             network.stem.eval()
-        adam.param_groups[0]["lr"] = learning_rate(options, epoch)
-        loss = train_epoch(fabric, network, wrapped, optimizer, criterion, average, memory, options, epoch, run)
-        if not all(weights.isfinite().all() for weights in network.parameters()):
-            problem = f"weights are no longer finite after epoch {epoch}"
-            raise FileError(run.folder, problem, "train anew with a smaller lr; the last checkpoint is whole")
-        seconds = time.perf_counter() - started
-        due = epoch % options.val_every == 0 or epoch == options.epochs
-        record = {
-            "epoch": epoch,
-            "loss": loss,
-            "lr": learning_rate(options, epoch),
-            "seconds": round(seconds, 3),
-            "pictures_per_second": round(len(memory.names) / seconds, 2),
-            "val": validate(average or network) if due else None,
-        }
-        if fabric.is_global_zero:
-            run.append(record)
-            if miou_of(record) > best:
-                run.save("best", average or network, epoch)
-            run.save("last", network, epoch, adam, average)
-            report(record)
-        best = max(best, miou_of(record))
-        fabric.barrier()
-    return average or network
-
-
-def train_epoch(
-    fabric: Fabric,
-    network: Recurrence,
-    wrapped: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    criterion: StepLoss,
-    average: Recurrence | None,
-    memory: Memory,
-    options: TrainOptions,
-    epoch: int,
-    run: Run,
-) -> float:
-    """One pass over the pictures through `network`, which Fabric has `wrapped`; the mean loss of the pictures."""
-    per_epoch = -(-len(memory.names) // options.batch)
-    total, told = 0.0, None
-    rank, world = fabric.global_rank, fabric.world_size
-    order = list(
-        batches(len(memory.names), batch=options.batch, seed=options.seed, epoch=epoch, rank=rank, world=world)
-    )
-    fetching = partial(fetch, memory, options, epoch)
-    found = map(fetching, order) if memory.mapped is None else ahead(fetching, order, depth=AHEAD, workers=AHEAD)
-    for number, (batch, fetched) in enumerate(zip(order, found, strict=True)):
-        images, labels = load(fetched, options.crop or options.size, fabric.device)
-        prefix, steps = draw_steps(options, most=network.up_to(options.steps), epoch=epoch, number=number)
-        logits = wrapped(images, steps, prefix)
-        sums, counts = criterion(logits, labels_at_scale(labels, network.scale))
-        # DDP takes the mean of the processes' gradients; dividing by the counts of all makes it that of one process.
-        counts = together(fabric, counts)
-        loss = (world * sums / counts.clamp(min=1)).sum()
-        whole = together(fabric, loss.detach()) / world
-        optimizer.zero_grad()
-        fabric.backward(loss)
-        optimizer.step()
-        if average is not None:
-            average_in(average, network, ema=options.ema, step=(epoch - 1) * per_epoch + number)
-        total += told() if told else 0.0
-        told = partial(_finite, whole, batch, memory, options, epoch, run)  # a step later, lest the device wait for it
-    total += told() if told else 0.0
-    return total / len(memory.names)
-
-
-def _finite(whole: Tensor, batch: Batch, memory: Memory, options: TrainOptions, epoch: int, run: Run) -> float:
-    """The sum of a batch's losses; FileError that names its pictures where it is not finite."""
-    loss = whole.item()
-    if not math.isfinite(loss):
-        pictures = ", ".join(memory.names[i] for i in batch.everyone.tolist())
-        step = 1 + int(batch.places[0]) // options.batch
-        raise FileError(
-            run.folder,
-            f"the loss is {loss} in epoch {epoch}, step {step}, with the pictures {pictures}",
-            "look at these pictures, or train anew with a smaller lr; the last checkpoint is whole",
+        self.adam.param_groups[0]["lr"] = learning_rate(options, epoch)
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        order = list(
+            batches(len(memory.names), batch=options.batch, seed=options.seed, epoch=epoch, rank=rank, world=world)
         )
-    return loss * len(batch.everyone)
+        numbers = range(self.at.step, len(order))
+        rest, fetching = order[self.at.step :], partial(fetch, memory, options, epoch)
+        found = map(fetching, rest) if memory.mapped is None else ahead(fetching, rest, depth=AHEAD, workers=AHEAD)
+        for number, batch, fetched in zip(numbers, rest, found, strict=True):
+            images, labels = load(fetched, options.crop or options.size, self.fabric.device)
+            prefix, steps = draw_steps(options, most=network.up_to(options.steps), epoch=epoch, number=number)
+            logits = self.wrapped(images, steps, prefix)
+            sums, counts = self.criterion(logits, labels_at_scale(labels, network.scale))
+            # DDP takes the mean of the processes' gradients; dividing by the counts of all makes it that of one.
+            counts = together(self.fabric, counts)
+            loss = (world * sums / counts.clamp(min=1)).sum()
+            whole = together(self.fabric, loss.detach()) / world
+            self.optimizer.zero_grad()
+            self.fabric.backward(loss)
+            with self._changing:
+                self.optimizer.step()
+                if self.average is not None:
+                    average_in(self.average, network, ema=options.ema, step=(epoch - 1) * len(order) + number)
+                self._settle()
+                largest = torch.nn.utils.get_total_norm([w.detach() for w in network.parameters() if w.numel()], math.inf)
+                self._told = partial(self._finite, torch.stack([whole, largest]), batch, epoch)
+                self.at = Position(epoch - 1, number + 1, self.at.loss, time.perf_counter() - started)
+                self._keep_buffers()
+        with self._changing:
+            self._settle()
+
+    def store(self) -> None:
+        """Replaces checkpoints/last by what is done so far; in any thread, at any time. FileError as in `fit`."""
+        with self._changing:
+            if self.fabric.is_global_zero:
+                self._settle()
+                self._save()
+
+    def _save(self) -> None:
+        weights = {**self.network.state_dict(), **self._buffers}
+        self.run.save("last", weights, self.at, self.network, self.adam, self.average)
+
+    def _keep_buffers(self) -> None:
+        """Copies those statistics of the network that belong to the position: a forward pass already changes them."""
+        self._buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+
+    def _settle(self) -> None:
+        """Adds the loss of the last step to the position: a step later, lest the device be waited for at every one."""
+        if self._told:
+            self.at = self.at._replace(loss=self.at.loss + self._told())
+            self._told = None
+
+    def _finite(self, told: Tensor, batch: Batch, epoch: int) -> float:
+        """The sum of a batch's losses, from their mean and the largest weight after its step.
+
+        FileError that names its pictures where one of the two is not finite.
+        """
+        loss, largest = told.tolist()
+        if not math.isfinite(loss) or not math.isfinite(largest):
+            what = "weights are no longer finite" if math.isfinite(loss) else f"the loss is {loss}"
+            pictures = ", ".join(self.memory.names[i] for i in batch.everyone.tolist())
+            raise FileError(
+                self.run.folder,
+                f"{what} in epoch {epoch}, step {1 + int(batch.places[0]) // self.options.batch}, with the pictures "
+                f"{pictures}",
+                "look at these pictures, or train anew with a smaller lr; the last checkpoint is whole",
+            )
+        return float(loss * len(batch.everyone))
 
 
 class Fetched(NamedTuple):

@@ -1,6 +1,7 @@
 """Writing files so that nobody ever sees half of one."""
 
 import os
+import shutil
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from trailseg.errors import FileError
+from trailseg.locks import lock
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,21 +31,53 @@ def figure_png(figure: "Figure", dpi: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_whole(path: Path, content: bytes | str) -> Path:
+def write_whole(path: Path, content: bytes | str, keep: Path | None = None) -> Path:
     """Writes beside `path`, flushes to the disk and renames: a reader sees the old content or all of the new.
 
-    Folders are made as needed. FileError where that fails; the old content is then still there.
+    With `keep` the old content is kept under that name. Folders are made as needed. FileError where that fails; the
+    old content is then still there.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
+            lock(file)  # which `sweep` asks
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+            if keep and path.exists():
+                keep.unlink(missing_ok=True)
+                _link(path, keep)
+            part.replace(path)
+        flush_names(path.parent)
     except OSError as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise FileError(path, f"cannot be written ({error.strerror})", "make room or give permission there") from None
     return path
+
+
+def _link(path: Path, name: Path) -> None:
+    """Gives a file a second name."""
+    try:
+        name.hardlink_to(path)
+    except OSError:  # a file system that cannot
+        shutil.copyfile(path, name)
+
+
+def flush_names(folder: Path) -> None:
+    """Flushes to the disk which files a folder holds, and under which names."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Removes from a folder what `write_whole` left half-written in processes that are gone."""
+    for part in folder.glob(".*.part"):
+        with suppress(OSError), part.open("rb") as file:
+            if lock(file):
+                part.unlink()
