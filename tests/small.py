@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from trailseg import checkpoints
 from trailseg.benchmark import HANDS_BACK
 from trailseg.cli import run
+from trailseg.runs import Run
 
 
 def train(folder: Path, network: str, **options: object) -> Path:
@@ -16,6 +19,16 @@ def train(folder: Path, network: str, **options: object) -> Path:
         "batch": 2, "epochs": 1, "augment": "none", "device": "cpu", "out": folder,
     } | options  # fmt: skip
     assert run(["train", *(f"{name}={value}" for name, value in given.items())]) == 0
+    return folder
+
+
+def reconfigured(folder: Path, change: Callable[[str], str]) -> Path:
+    """The run as if it had been trained with the changed text of its config.yaml."""
+    file = folder / "config.yaml"
+    file.write_text(change(file.read_text()))
+    for path in folder.glob("checkpoints/*.safetensors"):
+        tensors, facts = checkpoints.read(path)
+        checkpoints.write(path, tensors, facts | {"config": Run.open(folder)._bound()})
     return folder
 
 

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from small import reconfigured
 
 import trailseg.experiment
 from trailseg.cli import COMMANDS, run
 from trailseg.data.readers import open_data
+from trailseg.errors import FileError
 from trailseg.labels import IGNORE
 from trailseg.networks.table import NAMED
 
@@ -174,14 +176,14 @@ def test_a_cut_run_is_told_how_to_go_on_and_ends_as_if_uncut(
     trained: Path, tas: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     def cut(*_: Any) -> None:
-        raise KeyboardInterrupt
+        raise FileError(out, "is cut", f"say resume={out}")
 
     out = tmp_path / "cut"
     words = ["train", "data=tas500", f"root={tas}", *TINY, "epochs=2", f"out={out}"]
     with monkeypatch.context() as patch:
         patch.setattr(trailseg.experiment.EpochProgress, "__call__", cut)  # the first epoch has just been saved
-        assert run(words) == 130
-    assert only_line(capsys) == f"trailseg train: interrupted; go on with `trailseg train resume={out}`\n"
+        assert run(words) == 1
+    assert only_line(capsys) == f"trailseg train: {out}: is cut; say resume={out}\n"
     assert len((out / "log.jsonl").read_text().splitlines()) == 1
     assert run(words) == 1  # the same command again would begin anew
     assert f"say resume={out}" in only_line(capsys)
@@ -387,6 +389,11 @@ def test_a_checkpoint_of_another_network(trained: Path, tmp_path: Path, capsys: 
     run_folder = shutil.copytree(trained, tmp_path / "run")
     config = (run_folder / "config.yaml").read_text()
     (run_folder / "config.yaml").write_text(config.replace("channels: 4", "channels: 8"))
+    for words in (["evaluate", str(run_folder)], ["train", f"resume={run_folder}"]):
+        assert run(words) == 1
+        assert "config.yaml: is not what" in (line := only_line(capsys))
+        assert "last.safetensors was trained with (channels 8, not 4)" in line
+    reconfigured(run_folder, lambda text: text)
     for words in (["evaluate", str(run_folder)], ["train", f"resume={run_folder}"]):
         assert run(words) == 1
         assert f"{run_folder / 'checkpoints' / 'last.safetensors'}: is of another network: " in only_line(capsys)
