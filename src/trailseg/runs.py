@@ -18,6 +18,7 @@ from trailseg import checkpoints
 from trailseg.checkpoints import REMEDY, load_weights, strip
 from trailseg.config import TrainOptions
 from trailseg.errors import FileError, OptionError
+from trailseg.labels import IGNORE
 from trailseg.networks.build import build
 from trailseg.networks.recurrence import Recurrence
 from trailseg.parsing import from_mapping, read_yaml
@@ -77,8 +78,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """What config.yaml holds: name, options, network, data, versions, machine."""
         config = read_yaml(self.folder / "config.yaml")
-        parts = [config.get(key) for key in ("options", "network", "data", "versions")]
-        if not all(isinstance(part, dict) for part in parts) or not isinstance(config["data"].get("classes"), list):
+        if not _is_configuration(config):
             raise FileError(self.folder / "config.yaml", "is no configuration of a run", REMEDY)
         return config
 
@@ -210,7 +210,7 @@ class Run:
         return network.eval()
 
     def _read(self, which: str) -> tuple[dict[str, Tensor], "Position"]:
-        """The tensors of a checkpoint; FileError where it is damaged, or config.yaml is not what it was trained with."""
+        """The tensors of a checkpoint and its position; FileError where it is damaged, or config.yaml has changed."""
         path = self.checkpoint(which)
         try:
             tensors, facts = checkpoints.read(path)
@@ -244,6 +244,25 @@ class Position(NamedTuple):
     """The sum of the losses of the pictures of these."""
     seconds: float = 0.0
     """That these took."""
+
+
+def _is_configuration(config: Mapping[str, Any]) -> bool:
+    """Whether it holds what `Run.create` writes: what is not an option is read without further questions."""
+    parts = [config.get(key) for key in ("options", "network", "data", "versions")]
+    if not all(isinstance(part, dict) for part in parts) or not isinstance(config.get("name"), str):
+        return False
+    network, data = config["network"], config["data"]
+    classes, colours = data.get("classes"), data.get("colours")
+    return (
+        all(isinstance(network.get(key), int) for key in ("parameters", "macs_stem", "macs_step"))
+        and all(isinstance(data.get(key), int) for key in ("train", "val"))
+        and all(isinstance(names, list) and 0 < len(names) < IGNORE for names in (classes, colours))
+        and len(classes) == len(colours)
+        and all(isinstance(name, str) for name in classes)
+        and all(
+            isinstance(c, list) and len(c) == 3 and all(type(n) is int and 0 <= n <= 255 for n in c) for c in colours
+        )
+    )
 
 
 def versions() -> dict[str, str]:

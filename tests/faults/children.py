@@ -1,4 +1,4 @@
-"""Commands of trailseg in processes of their own, forked from one that has imported everything: a trial takes little."""
+"""Commands of trailseg in processes of their own, forked from one that has imported all: a trial takes little."""
 
 import multiprocessing
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["children", "trailseg.study", "trailseg.predictor", "trailseg.inference"])
+_CONTEXT.set_forkserver_preload(["children", "strikes", "trailseg.study", "trailseg.predictor", "trailseg.inference"])
 
 
 class Ended(NamedTuple):

@@ -5,9 +5,16 @@ import os
 from pathlib import Path
 
 import pytest
+from children import call
 
 FULL = os.environ.get("TRAILSEG_FAULTS") == "full"
 COUNTS = pytest.StashKey[dict[str, tuple[int, int]]]()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported(tmp_path_factory):
+    """The process from which the others are forked has imported everything."""
+    assert call(tmp_path_factory.mktemp("first"), "--version").code == 0
 
 
 @pytest.fixture(scope="session")

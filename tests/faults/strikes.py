@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import sys
 from pathlib import Path
 
 import torch
@@ -95,3 +96,17 @@ def poison(number: int) -> None:
             self.param_groups[0]["params"][0].data.view(-1)[0] = float("inf")
 
     torch.optim.AdamW.step = call
+
+
+def watch(marker: Path) -> None:
+    """Notes in a file whatever a process should not do."""
+    never = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect",
+             "pickle.find_class", "socket.getaddrinfo", "urllib.Request")  # fmt: skip
+
+    def note(event: str, arguments: tuple[object, ...]) -> None:
+        if event in never or (event == "import" and str(arguments[0]).split(".")[0] in ("evil", "antigravity")):
+            descriptor = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.write(descriptor, f"{event} {arguments[:1]}\n".encode())
+            os.close(descriptor)
+
+    sys.addaudithook(note)

@@ -10,8 +10,11 @@ import pytest
 import strikes
 from children import call, start
 
+from trailseg import experiment
 from trailseg.cli import run as command
+from trailseg.config import TrainOptions
 from trailseg.errors import FileError
+from trailseg.parsing import from_mapping
 from trailseg.runs import Run
 
 TINY = ["network=iterative-v4", "stem=x2", "channels=4", "depth=1", "steps=2", "size=16,24", "epochs=3", "batch=3",
@@ -244,13 +247,9 @@ def test_going_on_with_something_else_is_refused_with_the_difference(words, show
     before = {file: file.read_bytes() for file in whole.folder.rglob("*") if file.is_file()}
     root = f"root={runs['mapped'][1].options.root}"
     assert command(["train", f"resume={whole.folder}", *words, *([root] if "data" in words[0] else [])]) == 1
+    options = from_mapping(TrainOptions, dict(word.split("=", 1) for word in [*given[1:], *words, root]))
     with pytest.raises(FileError, match=shown):
-        from trailseg import experiment
-        from trailseg.config import TrainOptions
-        from trailseg.parsing import from_mapping
-
-        options = dict(word.split("=", 1) for word in [*given[1:], *words, root])
-        experiment.check_same(whole, from_mapping(TrainOptions, options))
+        experiment.check_same(whole, options)
     assert before == {file: file.read_bytes() for file in whole.folder.rglob("*") if file.is_file()}
     tally("going on with other seed, network, classes or data refused, the difference shown", 1, 1)
 

@@ -9,6 +9,8 @@ from trailseg.networks.recurrence import Recurrence
 from trailseg.networks.stems import STEMS
 from trailseg.networks.table import ROWS
 
+MOST_CORES = 32  # far beyond what was ever trained, and a file that asks for more would take its time
+
 
 def build(
     *,
@@ -48,6 +50,8 @@ def build(
         )
     features = (padded[0] // stride, padded[1] // stride)
     cores = steps if row.cores == "S" else row.cores
+    if cores > MOST_CORES:
+        raise OptionError(f"steps={steps}: {network} has a core for each; take at most {MOST_CORES}")
     max_steps = row.max_steps or (steps if row.cores == "S" else None)
     return Recurrence(
         stem=make_stem(scale=stride, channels=channels, norm=NORMS["batch" if norm == "step" else norm], size=padded),
