@@ -60,7 +60,7 @@ def read(path: Path) -> Checkpoint:
         if told != _checksum(tensors, facts):
             raise ValueError("its checksum is another")
     except (OSError, SafetensorError, ValueError, TypeError, LookupError, RecursionError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        reason = "it has no checksum" if isinstance(error, KeyError) else str(error)
         raise FileError(path, f"is damaged ({' '.join(reason.split())[:200]})", REMEDY) from None
     return Checkpoint(tensors, facts)
 

@@ -107,7 +107,8 @@ def train(given: Given) -> int:
 
     def say(told: str) -> None:
         begun = (folder / "config.yaml").exists()
-        _fail("train", f"{told}; go on with `trailseg train resume={folder}`" if begun else told, 0)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # else that which launched this process tells
+            _fail("train", f"{told}; go on with `trailseg train resume={folder}`" if begun else told, 0)
 
     with leaving(say):
         experiment.train(options, folder, name=name, console=_console(), resume=bool(options.resume))
@@ -317,7 +318,7 @@ usage: trailseg COMMAND [key=value ...] [-c file.yaml ...]      (--key value wor
 {_LINES}
 
 trailseg COMMAND --help lists the command's options, each with its unit and default.
-Exit codes: 0 done, 1 something is wrong with files or data, 2 a wrong option or value, 130 interrupted.
+Exit codes: 0 done, 1 something is wrong with files or data, 2 a wrong option or value, 130 interrupted, 143 terminated.
 """
 
 

@@ -110,3 +110,8 @@ def watch(marker: Path) -> None:
             os.close(descriptor)
 
     sys.addaudithook(note)
+
+
+def own_cache(folder: Path) -> None:
+    """Decoded pictures are cached there."""
+    os.environ["XDG_CACHE_HOME"] = str(folder)

@@ -4,6 +4,8 @@ import errno
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -67,11 +69,12 @@ def test_runs_killed_at_random_end_like_the_run_that_nobody_killed(runs, tmp_pat
         words, whole = runs[list(KINDS)[trial % len(KINDS)]]
         out = tmp_path / f"{trial}"
         for _ in range(dice.randint(1, 4)):
-            child = start(tmp_path / "output", *words_to_go_on(words, out))
+            cache = strikes.own_cache, tmp_path / f"cache-{trial}"  # which is made anew, and killed at that too
+            child = start(tmp_path / "output", *words_to_go_on(words, out), before=cache)
             time.sleep(dice.uniform(0.02, 0.7))
             child.process.kill()
             kills += child.wait().code == -signal.SIGKILL
-        ended = call(tmp_path / "output", *words_to_go_on(words, out))
+        ended = call(tmp_path / "output", *words_to_go_on(words, out), before=cache)
         wrong = differences(Run.open(out), whole) if ended.code == 0 else [ended.err]
         good += not wrong
         assert not wrong, f"trial {trial}: {wrong}"
@@ -150,6 +153,48 @@ def test_a_signal_at_any_other_moment(runs, tmp_path, tally, trials):
     tally("trainings stopped at random moments: within 2 s, no traceback, gone on bit-identical", good, of)
 
 
+def test_a_study_that_is_stopped_goes_on_by_the_same_command(tmp_path, tally):
+    rows = "[{network: iterative-v4}, {network: hourglass}]"
+    options = ", ".join(word.replace("=", ": ") for word in TINY[1:] if "," not in word)
+    (tmp_path / "it.yaml").write_text(f"runs: {rows}\ndefaults: {{{options}, size: [16, 24], pictures: 8}}\n")
+    words = ["study", tmp_path / "it.yaml"]
+    assert call(tmp_path / "output", *words, f"out={tmp_path / 'whole'}").code == 0
+    stopped = (strikes.signal_in_step, 14, signal.SIGTERM)  # in the second row
+    ended = call(tmp_path / "output", *words, f"out={tmp_path / 'cut'}", before=stopped)
+    assert (ended.code, ended.err) == (143, "trailseg study: interrupted; give the same command again to go on\n")
+    assert call(tmp_path / "output", *words, f"out={tmp_path / 'cut'}").code == 0
+    for name in ("iterative-v4-seed0", "hourglass-seed0"):
+        assert not differences(Run.open(tmp_path / "cut" / name), Run.open(tmp_path / "whole" / name))
+    tally("studies stopped and gone on with by the same command, bit-identical", 1, 1)
+
+
+def test_two_processes_that_are_stopped_go_on_as_two(tmp_path, tally):
+    def begin(out, *more):
+        given = [*TINY, "pictures=15", "epochs=12", "batch=4", "devices=2", f"out={out}"]
+        return subprocess.Popen(
+            [sys.executable, "-m", "trailseg", "train", *(more or given)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert begin(whole).wait(120) == 0
+    stopped = begin(cut)
+    while not (cut / "log.jsonl").exists() or not Run.open(cut).log():
+        time.sleep(0.01)
+    os.killpg(stopped.pid, signal.SIGINT)
+    told = stopped.communicate(timeout=20)[1]
+    assert (stopped.returncode, told) == (
+        130,
+        f"trailseg train: interrupted; go on with `trailseg train resume={cut}`\n",
+    )
+    assert 1 <= Run.open(cut).position().epoch < 12
+    assert begin(cut, f"resume={cut}").wait(120) == 0
+    assert not differences(Run.open(cut), Run.open(whole))
+    tally("trainings of two processes stopped and gone on with bit-identical", 1, 1)
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(runs, tmp_path, tally, trials):
     words, whole = runs["averaged"]
     good, of, dice = 0, trials(3, 30), random.Random(8)
@@ -178,7 +223,7 @@ def test_two_runs_in_one_folder(runs, tmp_path, tally):
     words, _ = runs["plain"]
     out = tmp_path / "run"
     first = start(tmp_path / "first", *words, "epochs=100000", f"out={out}")
-    while not (out / "log.jsonl").exists():
+    while not (out / "log.jsonl").exists() or not Run.open(out).log():
         time.sleep(0.01)
     second = call(tmp_path / "second", "train", f"resume={out}")
     third = call(tmp_path / "third", *words, "epochs=100000", f"out={out}")
@@ -203,7 +248,7 @@ def test_a_folder_that_goes_in_mid_run(how, runs, tmp_path, tally):
     words, _ = runs["plain"]
     out = tmp_path / "run"
     child = start(tmp_path / "output", *words, "epochs=100000", f"out={out}")
-    while not (out / "log.jsonl").exists():
+    while not (out / "log.jsonl").exists() or not Run.open(out).log():
         time.sleep(0.01)
     out.rename(tmp_path / "moved")
     if how == "a file":
