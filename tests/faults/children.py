@@ -53,9 +53,9 @@ class Child:
         if self.process.exitcode is None:
             self.process.kill()
             raise AssertionError(f"still runs after {seconds} s:\n{(self.folder / 'err').read_text()}")
-        out, err = ((self.folder / name).read_text(errors="replace") for name in ("out", "err"))
-        peak = self.folder / "peak"
-        return Ended(self.process.exitcode, out, err, took, int(peak.read_text()) if peak.exists() else 0)
+        files = [self.folder / name for name in ("out", "err", "peak")]  # of which one that was killed may lack some
+        out, err, peak = (file.read_text(errors="replace") if file.exists() else "" for file in files)
+        return Ended(self.process.exitcode, out, err, took, int(peak or 0))
 
 
 def start(folder: Path, *words: object, before: Any = None, **limits: int) -> Child:
