@@ -298,7 +298,7 @@ def huge(path):
     [
         ("renamed.png", lambda path: path.write_text("not a picture at all"), "is not a picture"),
         ("notes.txt", lambda path: path.write_text("not a picture at all"), "is not a picture"),
-        ("empty.png", lambda path: path.write_bytes(b""), "is not a picture"),
+        ("empty.png", lambda path: path.write_bytes(b""), "not a picture"),
         ("huge.png", huge, "20000 x 20000 pixels"),
     ],
 )
@@ -315,6 +315,18 @@ def test_a_bad_file_gets_a_sentence_and_the_page_goes_on(page, image, tmp_path, 
     page.upload(tmp_path / "good.png")
     page.until(lambda: page.name() == "good.png")
     assert page.texts(".note") == []
+
+
+def test_a_busy_page_says_so(page, image, tmp_path, monkeypatch):
+    Image.fromarray(image).save(tmp_path / "mine.png")
+    monkeypatch.setattr("trailseg.gate.MOST_UPLOADS", 0)
+    page.upload(tmp_path / "mine.png")
+    page.until(lambda: "The page is busy; try again in a few seconds." in page.texts("body")[0])
+    assert any("503" in logged["message"] for logged in page.driver.get_log("browser"))
+    monkeypatch.undo()
+    page.driver.refresh()
+    page.upload(tmp_path / "mine.png")
+    page.until(lambda: page.name() == "mine.png")
 
 
 def test_two_pages_at_once_keep_their_own_pictures(page, address):

@@ -20,6 +20,7 @@ from trailseg.data.files import FilePicture
 from trailseg.data.memory import Memory, decode
 from trailseg.data.readers import open_data
 from trailseg.errors import FileError
+from trailseg.locks import lock
 
 SIZE = (6, 8)
 
@@ -117,6 +118,128 @@ def test_a_damaged_entry_is_made_anew(cache, root, damage):
     else:
         index.write_text(index.read_text()[:-9] if damage == "half an index" else json.dumps([1]))
     assert same(decoded(train_split(root), SIZE, budget=0), decode(train_split(root), SIZE))
+
+
+def flip(data: Path, place: int) -> None:
+    """One bit of one byte."""
+    content = bytearray(data.read_bytes())
+    content[place] ^= 1
+    data.write_bytes(content)
+
+
+@pytest.mark.parametrize("part", ["image", "label"])
+def test_one_flipped_bit_is_noticed_before_it_is_used(cache, root, part):
+    pictures, pixels = train_split(root), SIZE[0] * SIZE[1]
+    decoded(pictures, SIZE, budget=0)
+    flip(next(path for path in cache.iterdir() if not path.suffix), (3 * 4 if part == "image" else 3 * 5 + 4) * pixels)
+    mapped = decoded(pictures, SIZE, budget=0)
+    mapped.take(torch.tensor([0, 3]))  # what is whole is of use
+    with pytest.raises(FileError, match="has been damaged since it was written; remove it"):
+        mapped.take(torch.tensor([0, 4]))
+    assert same(decoded(pictures, SIZE, budget=1e9), decode(pictures, SIZE))  # which makes it anew
+    assert same(decoded(pictures, SIZE, budget=0), decode(pictures, SIZE))
+
+
+@pytest.mark.parametrize("budget", [0, 1e9])
+def test_one_flipped_bit_of_a_truth_is_noticed_before_it_is_used(cache, root, budget):
+    decoded(train_split(root), SIZE, budget=0)
+    flip(next(path for path in cache.iterdir() if not path.suffix), -1)
+    memory = decoded(train_split(root), SIZE, budget=budget)
+    assert memory.truths[3].shape == (8, 12)
+    with pytest.raises(FileError, match="has been damaged since it was written; remove it"):
+        memory.truths[4]
+
+
+def test_what_a_killed_start_left_is_swept_and_what_another_writes_is_not(cache, root):
+    cache.mkdir(parents=True)
+    left, living = cache / ".x.123.part", cache / ".y.123.part"
+    for path in (left, living):
+        path.write_bytes(b"half")
+    with living.open("rb") as file:
+        assert lock(file)
+        decoded(train_split(root), SIZE, budget=0)
+        assert living.exists()
+    assert not left.exists()
+
+
+# --- Bad pictures that are left out
+
+
+@pytest.fixture
+def spoilt(root) -> Path:
+    """Of five pictures p0 is a dangling link, p2 is torn, p3 has no label; and one label has no picture."""
+    (root / "train/p0.png").unlink()
+    (root / "train/p0.png").symlink_to("gone.png")
+    (root / "train/p2.png").write_bytes((root / "train/p2.png").read_bytes()[:60])
+    (root / "trainannot/p3.png").rename(root / "trainannot/q.png")
+    return root
+
+
+def leaving_out(root: Path, budget: float) -> Memory:
+    return decoded(opened("camvid", root).split("train", skip_bad=True), SIZE, budget=budget, skip_bad=True)
+
+
+@pytest.mark.parametrize("budget", [0, 1e9])
+def test_bad_pictures_are_left_out_and_known_at_the_next_start(cache, spoilt, monkeypatch, budget):
+    every = {picture.name: picture for picture in opened("camvid", spoilt).split("train", skip_bad=True)}
+    plain = decode([every["p1"], every["p4"]], SIZE)
+    uncached = decode(list(every.values()), SIZE, skip_bad=True)
+    first = leaving_out(spoilt, budget)
+    monkeypatch.setattr(FilePicture, "read", None)  # would fail if it were called
+    second = leaving_out(spoilt, budget)
+    for memory in (uncached, first, second):
+        assert same(memory, plain)
+        assert [fault.path.name for fault in memory.left_out] == ["p0.png", "p2.png", "p3.png", "q.png"]
+    assert (first.mapped is None) == (second.mapped is None) == (budget > 0)
+    assert list(map(str, first.left_out)) == list(map(str, second.left_out))
+    pictures = [picture for picture in every.values() if picture.name in ("p1", "p2", "p4")]
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
+    decoded(pictures, SIZE, budget=budget, skip_bad=True)
+    with pytest.raises(FileError, match=r"p2\.png: cannot be read as a picture .*; replace it"):
+        decoded(pictures, SIZE, budget=budget)  # the entry is there, but nothing was to be left out
+
+
+def test_a_mended_picture_is_no_longer_left_out(cache, spoilt):
+    leaving_out(spoilt, 0)
+    save_pair(spoilt / "train/gone.png", spoilt / "trainannot/gone.png", seed=9)
+    (spoilt / "train/p2.png").write_bytes((spoilt / "train/p1.png").read_bytes())
+    (spoilt / "trainannot/q.png").rename(spoilt / "trainannot/p3.png")
+    memory = leaving_out(spoilt, 0)
+    assert memory.names == ["gone", "p0", "p1", "p2", "p3", "p4"]
+    assert not memory.left_out
+
+
+def test_permission_that_is_given_later_is_noticed(cache, root, monkeypatch):
+    was = Path.read_bytes
+    refused = root / "train/p1.png"
+
+    def read_bytes(path: Path) -> bytes:
+        if path == refused and not path.stat().st_mode & 0o400:
+            raise PermissionError(13, "Permission denied")
+        return was(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)  # root may read all
+    refused.chmod(0)
+    assert [fault.path for fault in leaving_out(root, 0).left_out] == [refused]
+    refused.chmod(0o644)
+    assert not leaving_out(root, 0).left_out
+
+
+def test_nothing_to_leave_out_changes_nothing(cache, root):
+    plain = decoded(train_split(root), SIZE, budget=0)
+    files = tree(cache)
+    assert same(leaving_out(root, 0), plain)
+    assert tree(cache) == files
+
+
+@pytest.mark.parametrize("budget", [0, 1e9])
+def test_where_every_picture_is_bad_nothing_can_be_left_out(cache, root, budget):
+    for path in (root / "train").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(FileError, match=r"p0\.png: is not a picture \(and none of 5 pictures is whole\); replace it"):
+        leaving_out(root, budget)
+    assert not list(cache.iterdir())
 
 
 def test_pictures_that_are_no_files_are_not_cached(cache):

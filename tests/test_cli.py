@@ -146,7 +146,7 @@ def test_predict_writes_the_ids_that_evaluate_counts(
     Image.new("RGB", (31, 21), (90, 140, 200)).save(pictures / "größe=1.jpg")
     out = tmp_path / "out"
     assert run(["predict", str(trained), str(pictures), f"out={out}"]) == 0
-    assert len(list(out.iterdir())) == 2 * 51
+    assert len(list(out.glob("*.png"))) == 2 * 51
     assert Image.open(out / "größe=1.png").size == Image.open(out / "größe=1_overlay.png").size == (31, 21)
     capsys.readouterr()
     assert run(["evaluate", str(trained), "--json"]) == 0
@@ -267,7 +267,7 @@ def test_a_bad_picture_is_named_and_the_others_are_done(
     (pictures / "b.png").write_text("this is text")
     assert run(["predict", str(trained), str(pictures), f"out={out}"]) == 1
     assert only_line(capsys).startswith(f"trailseg predict: {pictures / 'b.png'}: ")
-    assert sorted(content(out)) == ["a.png", "a_overlay.png", "c.png", "c_overlay.png"]
+    assert sorted(content(out)) == ["a.png", "a_overlay.png", "c.png", "c_overlay.png", "predict.json"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trailseg.data import memory, pictures, scenes, statistics
-from trailseg.data.files import DataSet, Picture
+from trailseg.data.files import BadPicture, DataSet, Picture
 from trailseg.data.pictures import read_image
 from trailseg.data.readers import TAS500_BROKEN, Procedural, open_data, select
 from trailseg.errors import FileError, OptionError
@@ -46,10 +46,13 @@ def save_pair(image: Path, label: Path, seed: int = 0, classes: int = 11) -> Non
     save(label, rng.integers(0, classes, SIZE, np.uint8))
 
 
+SEEDS = {"": 0, "train": 0, "val": 1000, "test": 2000}
+
+
 def camvid(root: Path, **counts: int) -> Path:
     for split, count in counts.items():
         for i in range(count):
-            save_pair(root / split / f"p{i}.png", root / f"{split}annot" / f"p{i}.png", seed=i)
+            save_pair(root / split / f"p{i}.png", root / f"{split}annot" / f"p{i}.png", seed=SEEDS[split] + i)
     return root
 
 
@@ -106,13 +109,13 @@ def test_tas500_with_one_of_its_label_folders_or_three_channels(tas: Path):
 
 
 def test_tas500_splits_are_the_study_s_and_leave_out_the_broken(tmp_path: Path):
-    picture, label = Image.new("RGB", (8, 8)), Image.new("L", (8, 8))
+    label = Image.new("L", (8, 8))
     every = [f"15379{i:014d}" for i in range(60)] + sorted(TAS500_BROKEN)
     for split in ("train", "val"):
         for kind in ("", "_labels_ids"):
             (tmp_path / (split + kind)).mkdir()
-        for name in reversed(every):
-            picture.save(tmp_path / split / f"{name}.png")
+        for i, name in enumerate(reversed(every)):
+            Image.new("RGB", (8, 8), (i, split == "val", 0)).save(tmp_path / split / f"{name}.png")
             if not name.endswith(("077", "119")):  # two of the broken lack their label, too
                 label.save(tmp_path / f"{split}_labels_ids" / f"{name}.png")
     (tmp_path / "val" / "1537962190852671077.png").unlink()  # and one its picture
@@ -159,7 +162,7 @@ def folder(root: Path, pictures: str = "pictures", labels: str = "labels", count
         for i in range(count):
             name = str(content.get("label_suffix", ""))
             images, truths = (root / pattern.replace("{split}", split) for pattern in (pictures, labels))
-            save_pair(images / f"p{i}.png", truths / f"p{i}{name}.png", seed=i, classes=2)
+            save_pair(images / f"p{i}.png", truths / f"p{i}{name}.png", seed=SEEDS[split] + i, classes=2)
     described = {"pictures": pictures, "labels": labels, "classes": ["ground", "sky"], **content}
     (root / "data.yaml").write_text(yaml.safe_dump(described))
     return root
@@ -183,6 +186,8 @@ def test_folder_with_splits_suffix_and_absolute_paths(tmp_path: Path):
     assert list(source.splits) == ["train", "val"]
     assert names(source.split("val")) == [f"p{i}" for i in range(7)]
     shutil.copytree(root / "val", root / "test")
+    for i in range(7):
+        save_pair(root / f"test/rgb/p{i}.png", root / f"test/truth/p{i}_L.png", seed=2000 + i, classes=2)
     assert len(opened("folder", root).split("test")) == 7
     elsewhere = tmp_path / "b"
     elsewhere.mkdir()
@@ -217,7 +222,7 @@ def test_the_documented_example(tmp_path: Path):
     text = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
     (tmp_path / "own.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
     for split in ("train", "val"):
-        save(tmp_path / split / "rgb" / "a.jpg", np.zeros((1, 5, 3), np.uint8))
+        save(tmp_path / split / "rgb" / "a.jpg", np.full((1, 5, 3), SEEDS[split] % 251, np.uint8))
         save(tmp_path / split / "truth" / "a_mask.png", np.array([[7, 3, 2, 9, 255]], np.uint8))
     source = opened("folder", tmp_path)
     assert source.labels.classes == ("track", "grass", "sky")
@@ -235,7 +240,7 @@ def test_folder_takes_255_for_a_class_only_if_a_class_says_so(tmp_path: Path):
     ("content", "message"),
     [
         ("classes: [a", "expected"),
-        ("[]", "the file holds no keys"),
+        ("[]", "holds no mapping"),
         ("pictures: images", "classes is not a list"),
         ("classes: road", "classes is not a list"),
         ("classes: []", "classes is not a list of 1 to 254"),
@@ -309,13 +314,12 @@ PLANTED: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
     "truncated picture": ("train/p2.png", truncate, "", "cannot be read as a picture .*; replace it"),
     "truncated label": ("trainannot/p2.png", truncate, "", "cannot be read as a picture .*; replace it"),
     "disordered picture": ("train/p2.png", disorder, "", "cannot be read as a picture .*broken PNG.*; replace it"),
-    "empty picture": ("train/p2.png", lambda p: p.write_bytes(b""), "", "is not a picture; replace it"),
-    "empty label": ("trainannot/p2.png", lambda p: p.write_bytes(b""), "", "is not a picture; replace it"),
+    "empty picture": ("train/p2.png", lambda p: p.write_bytes(b""), "", "is empty: not a picture; replace it"),
+    "empty label": ("trainannot/p2.png", lambda p: p.write_bytes(b""), "", "is empty: not a picture; replace it"),
     "text for a label": ("trainannot/p2.png", lambda p: p.write_text("hello"), "", "is not a picture; replace it"),
     "JPEG for a label": ("valannot/p0.png", lambda p: Image.open(p).save(p, "JPEG"), "", "is JPEG under a PNG's name"),
     "no pictures": ("train", shutil.rmtree, "train", "there is no folder of pictures here; check root="),
     "no labels": ("valannot", shutil.rmtree, "valannot", "there is no folder of labels here; check root="),
-    "two of one name": ("val/p0.jpg", filled((0, 0, 0)), "val/p0.png", "has the name of .*; rename"),
 }
 
 
@@ -331,13 +335,12 @@ def test_every_planted_fault_is_found_with_its_file_and_remedy(tmp_path: Path, p
         raise fault
 
 
-def test_a_folder_without_pictures_names_itself_and_its_labels(tmp_path: Path):
+def test_a_folder_without_pictures_names_itself(tmp_path: Path):
     root = camvid(tmp_path, train=1, val=2)
     for path in (root / "val").iterdir():
         path.unlink()
-    faults = list(opened("camvid", root).faults())
-    assert [fault.path.name for fault in faults] == ["p0.png", "p1.png", "val"]
-    assert faults[2].problem == "holds no picture"
+    (fault,) = opened("camvid", root).faults()
+    assert (fault.path, fault.problem) == (root / "val", "holds no picture")
     assert len(opened("camvid", root).split("train")) == 1  # the other folder is whole
 
 
@@ -364,6 +367,17 @@ def test_a_split_is_refused_with_its_first_fault(tmp_path: Path):
     with pytest.raises(FileError, match=r"has no label.*and 1 more: `trailseg data check`") as caught:
         opened("camvid", root).split("train")
     assert caught.value.path == root / "train" / "p1.png"
+
+
+def test_a_bad_picture_keeps_its_place_so_that_the_others_stay_in_their_split(tmp_path: Path):
+    root = folder(tmp_path)
+    (root / "labels/p2.png").unlink()
+    with pytest.raises(FileError, match="has no label"):
+        opened("folder", root).split("val")
+    for split, expected in (("train", ["p1", "p2", "p3", "p4", "p6"]), ("val", ["p0", "p5"])):
+        found = opened("folder", root).split(split, skip_bad=True)
+        assert names(found) == expected
+        assert [picture.name for picture in found if isinstance(picture, BadPicture)] == ["p2"] * (split == "train")
 
 
 @pytest.mark.parametrize(("depth", "kind", "channels"), [(16, 2, 3), (16, 6, 4), (4, 0, 1), (2, 0, 1)])

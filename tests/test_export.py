@@ -26,8 +26,9 @@ from trailseg.data.scenes import scene
 from trailseg.errors import FileError, OptionError
 from trailseg.export import Check, export
 from trailseg.inference import TorchModel
+from trailseg.labels import IGNORE
 from trailseg.model import Answers
-from trailseg.onnx_model import OnnxModel, OnnxParts
+from trailseg.onnx_model import OnnxModel, OnnxParts, seal
 from trailseg.runs import Run
 from trailseg.writing import write_whole
 
@@ -286,7 +287,9 @@ def test_the_file_is_whole_and_says_what_it_is(kind: str, tmp_path_factory: pyte
         # Every weight once, though steps stand in two places; where norm=step was folded into them, once for each.
         assert weights <= config["network"]["parameters"] * (2 if "gated" in kind else 1) + 1000
         assert {node.op_type for node in model.graph.node} & {"Loop"} == ({"Loop"} if "loop" in kind else set())
-        texts = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+        *facts, checksum = model.metadata_props
+        assert checksum.key == "trailseg.sha256"
+        texts = {entry.key: json.loads(entry.value) for entry in facts}
         assert texts["trailseg.classes"] == config["data"]["classes"]
         assert texts["trailseg.colours"] == config["data"]["colours"]
         assert (texts["trailseg.scale"], texts["trailseg.trained_steps"]) == (4 if "gated" in kind else 2, 3)
@@ -300,6 +303,58 @@ def test_the_file_is_whole_and_says_what_it_is(kind: str, tmp_path_factory: pyte
     }
     if not out.is_dir():
         assert [file.name for file in out.parent.glob("model.onnx*")] == ["model.onnx"]
+
+
+# Logits that are not finite
+
+
+def spoil(file: Path, part: str, value: float, out: Path) -> Path:
+    """The same file with one weight of a part at that value."""
+    model = onnx.load(file)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith(part))
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] = value
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    out.write_bytes(seal(model.SerializeToString()))
+    return out
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["recalling loop", "stack", "parts"])
+def test_no_file_answers_from_logits_that_are_not_finite(
+    kind: str, value: float, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    out = exported(tmp_path_factory, **KINDS[kind])[1]
+    for file in [out / "stem.onnx", out / "step.onnx"] if out.is_dir() else [out]:
+        spoil(file, "head.bias", value, tmp_path / file.name)
+    model = OnnxParts(tmp_path) if out.is_dir() else OnnxModel(tmp_path / out.name)
+    with pytest.raises(FileError, match=r"\.onnx: gives an answer that is not finite; train anew with a smaller lr"):
+        ask(model, images(SIZES[1]))
+
+
+def test_every_step_counts_and_a_picture_whose_logits_are_not_finite_has_no_class(
+    stack: tuple[Path, Path], tmp_path: Path
+):
+    """One class of the second of three pictures, after the second of three steps."""
+    model = onnx.load(stack[1])
+    last = next(node for node in model.graph.node if "every" in node.output)
+    last.output[:] = ["every_sound"]
+    values = np.zeros((3, 3, len(OnnxModel(stack[1]).facts.classes), 1, 1), np.float32)
+    values[1, 1, 2] = -np.inf
+    model.graph.initializer.append(numpy_helper.from_array(values, "spoilt"))
+    place = list(model.graph.node).index(last) + 1
+    model.graph.node.insert(place, helper.make_node("Add", ["every_sound", "spoilt"], ["every"]))
+    onnx.save(model, tmp_path / "spoilt.onnx")
+    names = ["ids", "probability", "trail"]
+    for steps in (1, 2, 3):
+        asked = {"image": images(SIZES[1], 3), "steps": np.array(steps)}
+        asked |= {"with_probability": np.array(True), "with_trail": np.array(True)}
+        theirs, ours = (session(file).run(names, asked) for file in (stack[1], tmp_path / "spoilt.onnx"))
+        for their, our in zip(theirs, ours, strict=True):
+            sound = [0, 2] if steps > 1 else [0, 1, 2]
+            np.testing.assert_array_equal(our[..., sound, :, :], their[..., sound, :, :])
+        assert all((array[..., 1, :, :] == IGNORE).all() == (steps > 1) for array in (ours[0], ours[2]))
+        assert np.isnan(ours[1][1]).all() == (steps > 1)
 
 
 # Predictor and `trailseg predict`
@@ -343,8 +398,8 @@ def test_predict_writes_the_same_pictures_from_a_file_as_from_the_run(
     for name, model in zip(("theirs", "ours"), v4, strict=True):
         assert run(["predict", str(model), str(tmp_path / "in"), f"out={tmp_path / name}", "steps=4", "batch=2"]) == 0
     assert capsys.readouterr().err == ""
-    names = sorted(path.name for path in (tmp_path / "theirs").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "ours").iterdir())
+    names = sorted(path.name for path in (tmp_path / "theirs").glob("*.png"))
+    assert names == sorted(path.name for path in (tmp_path / "ours").glob("*.png"))
     assert len(names) == 6
     for name in names:
         theirs, ours = (np.asarray(Image.open(tmp_path / which / name)) for which in ("theirs", "ours"))
@@ -374,20 +429,16 @@ def foreign() -> bytes:
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (
-            lambda whole: foreign(),
-            "is an ONNX file that `trailseg export` did not write; export a run: trailseg export",
-        ),
-        (
-            lambda whole: whole.replace(b"trailseg.scale", b"trailseg.scole"),
-            "is an ONNX file that `trailseg export` did",
-        ),
-        (lambda whole: b"this is text", "cannot be read as an ONNX file"),
-        (lambda whole: whole[: len(whole) // 2], "cannot be read as an ONNX file"),
-        (lambda whole: whole[:-1], "cannot be read as an ONNX file"),
-        (lambda whole: b"", "cannot be read as an ONNX file"),
+        (lambda whole: foreign(), "is not a file that `trailseg export` wrote, or not the whole of it; export a run"),
+        (lambda whole: seal(foreign()), "is an ONNX file that `trailseg export` did not write; export a run"),
+        (lambda whole: seal(b"this is text"), "cannot be read as an ONNX file"),
+        (lambda whole: whole.replace(b"trailseg.scale", b"trailseg.scole"), "is damaged (its checksum is another)"),
+        (lambda whole: b"this is text", "is not a file that `trailseg export` wrote"),
+        (lambda whole: whole[: len(whole) // 2], "is not a file that `trailseg export` wrote"),
+        (lambda whole: whole[:-1], "is not a file that `trailseg export` wrote"),
+        (lambda whole: b"", "is not a file that `trailseg export` wrote"),
     ],
-    ids=["foreign", "without a fact", "text", "half", "without its last byte", "empty"],
+    ids=["foreign", "sealed foreign", "sealed text", "a letter", "text", "half", "without its last byte", "empty"],
 )
 def test_a_file_that_is_not_ours_is_one_line(
     damage: Any, problem: str, v4: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -407,7 +458,7 @@ def test_a_file_that_is_not_ours_is_one_line(
         ("{file} {picture} out={new} device=mps", 2, "device=mps: this onnxruntime has none; say device=cpu"),
         ("{file} {picture} out={new} steps=257", 2, "steps=257: take 1 to 256 steps"),
         ("{new}.onnx {picture} out={new}", 1, "{new}.onnx: there is no such file"),
-        ("{picture} {picture} out={new}", 1, "{picture}: cannot be read as an ONNX file"),
+        ("{picture} {picture} out={new}", 1, "{picture}: is not a file that `trailseg export` wrote"),
         ("{parts} {picture} out={new}", 1, "{parts}/step.onnx: there is no such file"),
     ],
 )

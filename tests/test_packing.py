@@ -260,7 +260,8 @@ def test_one_word_is_the_picture_and_no_answer_is_overwritten(shipped: Path, cap
         assert run(["predict", "photo.jpg", "device=cpu"]) == 0
         assert capsys.readouterr().out == f"{out}/photo.png\n"
         np.testing.assert_array_equal(np.asarray(Image.open(f"{out}/photo.png")), expected)
-        assert set(content(Path())) - set(before) == {f"{out}/photo.png", f"{out}/photo_overlay.png"}
+        written = ("photo.png", "photo_overlay.png", "predict.json")
+        assert set(content(Path())) - set(before) == {f"{out}/{name}" for name in written}
         assert content(Path()).items() >= before.items()
 
 

@@ -162,6 +162,18 @@ def test_the_facts_are_those_of_the_run(runs: dict[str, Path]):
         assert type(facts).from_texts(facts.to_texts()) == facts
 
 
+def test_the_fingerprint_is_that_of_the_weights(runs: dict[str, Path]):
+    made = {name: Predictor(folder, device="cpu") for name, folder in runs.items()}
+    prints = {name: one.fingerprint for name, one in made.items()}
+    assert len(set(prints.values())) == 3
+    assert all(len(one) == 16 for one in prints.values())
+    again = Predictor(runs["iterative-v4"], device="cpu")
+    assert again.fingerprint == prints["iterative-v4"]
+    with torch.no_grad():
+        again._model.network.head.bias[0] += 1e-3  # type: ignore[attr-defined]
+    assert again.fingerprint != prints["iterative-v4"]
+
+
 # What it is given
 
 
@@ -307,14 +319,17 @@ def test_a_folder_tells_of_a_bad_picture_and_goes_on(batch: int, v4: Predictor, 
     for index, name in enumerate(["a.png", "c.jpg", "d.PNG"]):
         Image.fromarray(image(index)).save(tmp_path / name)
     (tmp_path / "b.png").write_text("text")
+    (tmp_path / "e.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "folder.png").mkdir()
     (tmp_path / "notes.txt").write_text("text")
     found = list(v4.folder(tmp_path, batch=batch, steps=2, trail=False))
-    assert [path.name for path, _ in found] == ["a.png", "b.png", "c.jpg", "d.PNG"]
-    bad = dict(found)[tmp_path / "b.png"]
-    assert isinstance(bad, FileError)
-    assert str(bad).startswith(f"{tmp_path / 'b.png'}: is not a picture")
+    assert [path.name for path, _ in found] == ["a.png", "b.png", "c.jpg", "d.PNG", "e.png"]
+    for name, problem in (("b.png", "is not a picture"), ("e.png", "")):
+        bad = dict(found)[tmp_path / name]
+        assert isinstance(bad, FileError)
+        assert str(bad).startswith(f"{tmp_path / name}: {problem}")
     for path, answer in found:
-        if path.name != "b.png":
+        if path.name not in ("b.png", "e.png"):
             assert isinstance(answer, predictor.Answer)
             assert answer.trail is None
             assert same(answer, v4(path, steps=2))
@@ -537,9 +552,10 @@ def written(run: Path, folder: Path, out: Path) -> Iterator[prediction.Written |
 
 
 def whole_pairs(out: Path) -> list[str]:
-    """The names of the pictures of which both files are there and whole; nothing else may be."""
+    """The names of the pictures of which both files are there and whole; nothing else may be but their question."""
     names = sorted(file.stem for file in out.glob("??.png"))
-    files = sorted(out.iterdir())
+    *files, question = sorted(out.iterdir())
+    assert question.name == prediction.QUESTION
     assert files == [out / f"{name}{ending}" for name in names for ending in (".png", "_overlay.png")]
     for file in files:
         Image.open(file).load()
@@ -551,7 +567,7 @@ def test_a_bounded_number_of_pictures_is_answered_while_those_before_are_written
 ):
     answered = Watched(Predictor.batch)
     ahead = predictor.THREADS + 1
-    waits = Watched(prediction.write_whole, lambda number: number or until(lambda: len(answered.calls) == ahead))
+    waits = Watched(prediction.write_whole, lambda number: number != 1 or until(lambda: len(answered.calls) == ahead))
     monkeypatch.setattr(Predictor, "batch", lambda *given, **options: answered(*given, **options))
     monkeypatch.setattr(prediction, "write_whole", waits)
     for place, one in enumerate(written(runs["iterative-v4"], folder, tmp_path / "out")):
@@ -569,7 +585,7 @@ def test_what_is_written_is_told_in_order_though_it_is_done_in_another(
         if path.name == "00.png":
             until(lambda: len(done) == 3)
         writing.write_whole(path, content)
-        if not path.stem.endswith("_overlay"):
+        if path.suffix == ".png" and not path.stem.endswith("_overlay"):
             done.append(path)
         return path
 
@@ -616,10 +632,11 @@ def test_an_interrupt_leaves_no_half_files(
     monkeypatch.setattr(prediction, "write_whole", slow)
     monkeypatch.setattr(Predictor, "batch", lambda *given, **options: answer(*given, **options))
     assert predict(runs["iterative-v4"], folder, f"out={tmp_path / 'out'}", "steps=1") == 130
-    assert only_line(capsys) == "trailseg predict: interrupted\n"
+    go_on = f"go on with the same command and out={tmp_path / 'out'}"
+    assert only_line(capsys) == f"trailseg predict: interrupted; {go_on}\n"
     pairs = whole_pairs(tmp_path / "out")
     assert pairs == [f"{place:02}" for place in range(4)][: len(pairs)]
-    assert len(slow.calls) == 2 * len(pairs) > 0
+    assert len(slow.calls) == 1 + 2 * len(pairs) > 1
 
 
 def test_the_steps_of_a_video_are_the_mean_of_its_frames(
@@ -631,9 +648,22 @@ def test_the_steps_of_a_video_are_the_mean_of_its_frames(
     assert capsys.readouterr().out.endswith(f"drive_overlay.mp4  after {np.mean(expected):.3g} steps\n")
 
 
-def test_an_answer_that_is_not_finite_is_told_and_never_class_0(runs: dict[str, Path]):
-    broken = Predictor(runs["iterative-v4"])
-    with torch.no_grad():
-        broken._model.network.head.bias[1] = float("nan")  # type: ignore[attr-defined]
-    with pytest.raises(FileError, match="gives an answer that is not finite; train anew"):
-        broken(GIVEN[0], steps=1)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_an_answer_from_a_step_that_is_not_finite_is_told_and_never_class_0(
+    step: int, value: float, runs: dict[str, Path]
+):
+    broken, calls = Predictor(runs["iterative-v4"], device="cpu"), []
+
+    def spoil(head: Any, given: Any, logits: torch.Tensor) -> torch.Tensor:
+        calls.append(logits)
+        sound = torch.ones_like(logits)
+        if len(calls) == step:
+            sound[0, 1, 2, 3] = value  # of one class at one place
+        return sound
+
+    broken._model.network.head.register_forward_hook(spoil)  # type: ignore[attr-defined]
+    with pytest.raises(FileError, match=f"^{runs['iterative-v4']}: gives an answer that is not finite; train anew"):
+        broken(GIVEN[0], steps=3, trail=False)
+    assert len(calls) == 3
+    assert broken(GIVEN[0], steps=3).steps == 3

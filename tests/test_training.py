@@ -1,6 +1,5 @@
 """Training: repeatable to the bit, resumable after kill -9, equal on one process and two, and safe where it fails."""
 
-import json
 import os
 import re
 import shutil
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import safetensors.torch

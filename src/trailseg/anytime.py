@@ -46,6 +46,7 @@ def measure(run: Run, options: EvaluateOptions) -> dict[str, Any]:
         "name": run.config["name"],
         "split": found["split"],
         "images": found["images"],
+        **({"left_out": found["left_out"]} if "left_out" in found else {}),
         "epoch": run.position().epoch,
         "trained_steps": trained,
         "device": subject.device,

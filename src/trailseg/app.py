@@ -1,11 +1,13 @@
 """The page of `trailseg app`: drop a picture, and move a slider through the steps of its answer."""
 
 import os
+import re
 import tempfile
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     import gradio
 
 MOST_STEPS = 16  # of the slider: what each changed is written above it
-MOST_BYTES = "64mb"  # of an upload
+MOST_BYTES = 64 << 20  # of an upload
+MOST_SESSIONS = 64  # whose last answer is kept, or waits to be fetched: each takes a few megabytes
+MOST_UNREAD = 16  # messages, of which an answer takes three or four, before a browser must fetch some
 LONGEST = 1280  # pixels: what is longer is made smaller first, for classes of 12 million pixels take minutes
 SAMPLES = (1_000_007, 1_000_001, 1_000_008)  # scenes that no network was trained on (`scenes.OFFSETS`)
 RAMP = ((28, 16, 68), (120, 28, 109), (203, 65, 73), (249, 149, 40), (252, 250, 190))  # unsure to sure
@@ -133,12 +137,11 @@ def build_page(predictor: Predictor) -> "gradio.Blocks":
     facts = predictor.facts
     samples = [scene(seed=1, index=index, size=(480, 960))[0] for index in SAMPLES]
 
-    def of_file(path: str | None) -> tuple[Any, ...]:
+    def of_file(file: dict[str, Any]) -> tuple[Any, ...]:
         """The sentence, the answer, and the drop zone, empty again."""
-        if path is None:
-            return gr.skip(), gr.skip(), gr.skip()
+        path = Path(file["path"])
         try:
-            answer = answer_html(predictor, read_image(Path(path)), Path(path).name)
+            answer = answer_html(predictor, read_image(path), path.name)
         except FileError as error:
             name, problem = escape(error.path.name), escape(f"{error.problem}; {error.remedy}")
             return f'<p class="note" role="alert"><b>{name}</b> {problem}.</p>', gr.skip(), None
@@ -166,9 +169,42 @@ def build_page(predictor: Predictor) -> "gradio.Blocks":
             )
             pick = gr.HTML(f'<div class="samples">{picks}</div>', js_on_load=_PICK, elem_id="samples")
         quiet: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": shown, "api_visibility": "private"}
-        drop.upload(of_file, drop, [sentence, shown, drop], **quiet)
+        # Gradio's preprocessing would leave an empty file behind for each.
+        drop.upload(of_file, drop, [sentence, shown, drop], preprocess=False, **quiet)
         pick.click(of_sample, None, [sentence, shown], **quiet)
-    return page.queue(max_size=16, default_concurrency_limit=1)
+    page.queue(max_size=16, default_concurrency_limit=1)
+    page._queue.pending_messages_per_session.max_size = MOST_SESSIONS
+    return page
+
+
+def as_asked(page: "gradio.Blocks", uploads: Path, question: Any) -> dict[str, Any]:
+    """A question with what the page's own script asks in it, and no more; Refusal where that is not all there."""
+    from trailseg.gate import Refusal
+
+    match question:
+        case {"fn_index": 0, "data": [{"path": str(path)}]} if _lies_in(uploads, path):
+            asked: dict[str, Any] = {"fn_index": 0, "data": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}
+        case {"fn_index": 1, "event_data": {"place": int(place)}} if 0 <= place < len(SAMPLES):
+            asked = {"fn_index": 1, "data": [], "event_data": {"place": place}}
+        case _:
+            raise Refusal(400, "There is no such picture (any more); drop it once more.")
+    session = question.get("session_hash")
+    if not isinstance(session, str) or not re.fullmatch(r"\w{1,64}", session):
+        raise Refusal(400, "There is no such page; load it once more.")
+    waiting = page._queue.pending_messages_per_session
+    if session in waiting:
+        waiting.move_to_end(session)  # or the page that was opened first would be forgotten first
+        if waiting[session].qsize() > MOST_UNREAD:
+            raise Refusal(429, "The answers so far were not fetched; load the page once more.")
+    return asked | {"session_hash": session}
+
+
+def _lies_in(folder: Path, path: str) -> bool:
+    """Whether a file is there, and under that folder, wherever links and dots lead."""
+    with suppress(OSError, ValueError):
+        found = Path(path).resolve(strict=True)
+        return found.is_file() and found.is_relative_to(folder.resolve())
+    return False
 
 
 @contextmanager
@@ -183,7 +219,13 @@ def serve(predictor: Predictor, *, port: int | None = None) -> Iterator[str]:
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     theme.set(body_background_fill="#fbfbf9", body_background_fill_dark="#15181b")  # app.css's --paper
     with tempfile.TemporaryDirectory(prefix="trailseg-app-") as uploads, _environment(GRADIO_TEMP_DIR=uploads):
+        from starlette.middleware import Middleware
+
+        from trailseg.gate import Gate
+
         page = build_page(predictor)
+        ask = partial(as_asked, page, Path(uploads))
+        gate = Middleware(Gate, uploads=Path(uploads), most=MOST_BYTES, ask=ask)
         try:
             _, address, _ = page.launch(
                 server_name="127.0.0.1",
@@ -192,6 +234,8 @@ def serve(predictor: Predictor, *, port: int | None = None) -> Iterator[str]:
                 quiet=True,
                 prevent_thread_lock=True,
                 max_file_size=MOST_BYTES,
+                state_session_capacity=MOST_SESSIONS,
+                app_kwargs={"middleware": [gate]},
                 run_history=False,
                 footer_links=[],
                 ssr_mode=False,

@@ -131,7 +131,7 @@ def evaluate(given: Given) -> int:
     if options.json:
         print(json.dumps({key: value for key, value in measured.items() if key != "confusion"}, indent=1))
         return 0
-    _say(f"{options.run}, {options.split}: {measured['images']} pictures, full size, in %")
+    _say(f"{options.run}, {options.split}: {measured['images']} pictures{_left_out(measured)}, full size, in %")
     print()
     steps = list(zip(measured["steps"], measured["at_stem_scale"]["steps"], strict=True))
     heads = ["step", "pixel accuracy", "mIoU", "mIoU at stem", *measured["steps"][0]["iou"]]
@@ -152,7 +152,7 @@ def _anytime(options: config.EvaluateOptions) -> int:
     if options.json:
         print(json.dumps(measured, indent=1))
         return 0
-    _say(f"{options.run}, {measured['split']}: {measured['images']} pictures, full size")
+    _say(f"{options.run}, {measured['split']}: {measured['images']} pictures{_left_out(measured)}, full size")
     print(f"milliseconds on {measured['device']}, one picture, precision {measured['precision']}\n")
     heads = ["steps", "pixel accuracy %", "mIoU %", "GMAC", "ms"]
     _print_table(heads, [[step["step"], *_accuracy_and_cost(step)] for step in measured["steps"]])
@@ -165,6 +165,11 @@ def _anytime(options: config.EvaluateOptions) -> int:
     _print_table(heads, [[*row, *_accuracy_and_cost(s)] for row, s in zip(auto, measured["auto"], strict=True)])
     _say(f"wrote {' and '.join(map(str, written))}", gap=True)
     return 0
+
+
+def _left_out(measured: dict[str, Any]) -> str:
+    """Such as ' (2 left out)', of a run with skip_bad; empty where it measured all."""
+    return f" ({measured['left_out']} left out)" if measured.get("left_out") else ""
 
 
 def _accuracy_and_cost(measured: dict[str, Any]) -> list[str]:
@@ -271,7 +276,7 @@ def study(given: Given) -> int:
 
     file = Path(given.pop("file"))
     out = Path(given.pop("out", None) or f"runs/{file.stem}")
-    with leaving(lambda told: print(f"trailseg study: {told}; give the same command again to go on", file=sys.stderr)):
+    with leaving(lambda told: _fail("study", f"{told}; give the same command again to go on", 0)):
         failures = run_study(file, out, given, _console())
     for failure in failures:
         _fail("study", failure, 1)

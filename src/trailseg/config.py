@@ -297,8 +297,8 @@ class PredictOptions(TrainedOptions):
     pictures: str
     """Picture, folder of pictures, or video."""
     out: str | None = None
-    """Folder for NAME.png (8-bit class ids) and NAME_overlay.png or .mp4, of which none is overwritten (default:
-    answers, or the next free number)."""
+    """Folder for NAME.png (8-bit class ids) and NAME_overlay.png or .mp4; where it holds answers to the same question,
+    those are kept and the others made (default: answers, or the next free number)."""
     steps: int | Literal["auto"] | None = None
     """Steps of refinement, or auto: until a step changes no more than `tolerance` (default: as trained)."""
     tolerance: float = TOLERANCE

@@ -112,7 +112,8 @@ def evaluate(
 def evaluate_run(run: Run, options: EvaluateOptions, stops: Sequence[Stop] = ()) -> dict[str, Any]:
     """`evaluate` for a run's checkpoint, on a split of the data it was trained on.
 
-    FileError where that data has other classes now.
+    Of a run with skip_bad also left_out, the number of bad pictures that are not measured. FileError where that data
+    has other classes now.
     """
     trained = run.options
     network = run.network(options.checkpoint)
@@ -122,11 +123,12 @@ def evaluate_run(run: Run, options: EvaluateOptions, stops: Sequence[Stop] = ())
     source = open_data(trained.data, root=root, labels=trained.labels, size=trained.size, pictures=trained.pictures)
     if list(source.labels.classes) != run.config["data"]["classes"]:
         raise FileError(run.folder, "was trained on other classes than the data has now", "say its own root=")
-    pictures = select(source, options.split)
+    pictures = select(source, options.split, skip_bad=trained.skip_bad)
+    memory = decoded(pictures, trained.size, budget=1e9 * trained.memory, skip_bad=trained.skip_bad)
     compute = settle(options.device, options.precision or trained.precision)
-    return evaluate(
+    found = evaluate(
         network.place(compute.device, channels_last=trained.channels_last),
-        decoded(pictures, trained.size, budget=1e9 * trained.memory),
+        memory,
         split=options.split,
         steps=steps,
         classes=source.labels.classes,
@@ -135,3 +137,4 @@ def evaluate_run(run: Run, options: EvaluateOptions, stops: Sequence[Stop] = ())
         autocast=compute.autocast,
         stops=stops,
     )
+    return found | ({"left_out": len(memory.left_out)} if trained.skip_bad else {})

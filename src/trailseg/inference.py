@@ -3,6 +3,7 @@
 Legend: B batch, S steps, K classes, h x w feature map.
 """
 
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from trailseg.config import Size
 from trailseg.data.readers import TERMS
 from trailseg.device import settle
-from trailseg.errors import OptionError
+from trailseg.errors import FileError, OptionError
 from trailseg.model import Answers, Facts
 from trailseg.networks.recurrence import Recurrence, State
 from trailseg.runs import Run
@@ -84,9 +85,17 @@ class TorchModel:
 
     def __init__(self, run: Run, *, device: str, precision: str, checkpoint: str) -> None:
         """FileError where the run has no such checkpoint, OptionError where the device is not there."""
-        self.facts = facts_of(run)
         self._compute = settle(device, precision)
         self.network = run.network(checkpoint).place(self._compute.device, channels_last=run.options.channels_last)
+        self.facts, self._folder = facts_of(run), run.folder
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights: see `model.Model`."""
+        digest = sha256()
+        for name, tensor in self.network.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @torch.inference_mode()
     def answer(
@@ -100,6 +109,8 @@ class TorchModel:
         batch = torch.from_numpy(images).to(self._compute.device).permute(0, 3, 1, 2).float() / 255
         with self._compute.autocast():
             refined = refine(self.network, batch, steps=steps, tolerance=tolerance, state=state)
+        if not torch.stack([logits.isfinite().all() for logits in refined.logits]).all():
+            raise FileError(self._folder, "gives an answer that is not finite", "train anew with a smaller lr")
         ids, probability = classify(self.network, refined.logits[-1], size, to)
         every = None
         if trail:

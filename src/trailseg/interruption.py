@@ -30,7 +30,7 @@ def before_leaving(call: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def leaving(say: Callable[[str], None]) -> Iterator[None]:
+def leaving(say: Callable[[str], object]) -> Iterator[None]:
     """Within it SIGINT and SIGTERM end the process with 128 + their number, once it has told the user.
 
     say: gets "interrupted", or what went wrong in a call of `before_leaving`. Signals that are ignored stay so.
@@ -55,7 +55,7 @@ def leaving(say: Callable[[str], None]) -> Iterator[None]:
         heard.close()
 
 
-def _wait(heard: socket.socket, say: Callable[[str], None]) -> None:
+def _wait(heard: socket.socket, say: Callable[[str], object]) -> None:
     number = int.from_bytes(heard.recv(1), "little")
     if not number:
         return

@@ -48,11 +48,9 @@ class LabelSet:
         table[list(self.file_ids)] = list(self.file_ids.values())
         classes = table[file_ids.astype(np.uint16)]
         if (classes < 0).any():
-            unknown = np.unique(file_ids[classes < 0])
-            raise LabelError(
-                f"{_some('id', unknown.tolist())} outside the classes of '{self.name}', whose ids are "
-                f"{_ranges(self.file_ids)}; correct the label or the class table"
-            )
+            unknown = np.unique(file_ids[classes < 0]).tolist()
+            known = f"the classes of '{self.name}', whose ids are {_ranges(self.file_ids)}"
+            raise LabelError(f"{_some('id', unknown)} outside {known}; {_mend(unknown)}")
         return classes.astype(np.uint8)
 
 
@@ -112,9 +110,7 @@ def _ids_of_colours(image: Image.Image, labels: LabelSet) -> np.ndarray:
     place = np.searchsorted(known, packed).clip(max=len(known) - 1)
     if (strange := known[place] != packed).any():
         unknown = [f"{c >> 16},{c >> 8 & 255},{c & 255}" for c in np.unique(packed[strange]).tolist()]
-        raise LabelError(
-            f"{_some('colour', unknown)} outside the classes of '{labels.name}'; correct the label or the class table"
-        )
+        raise LabelError(f"{_some('colour', unknown)} outside the classes of '{labels.name}'; {_mend(unknown)}")
     return ids[place]
 
 
@@ -134,6 +130,13 @@ def _some(noun: str, values: list[Any]) -> str:
     """'id 40' or 'ids 40, 41, 42 and 7 more'."""
     shown = ", ".join(map(str, values[:5])) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
     return f"{noun}{'s' if len(values) > 1 else ''} {shown}"
+
+
+def _mend(unknown: list[Any]) -> str:
+    """What to do about so many ids or colours that no class has."""
+    if len(unknown) > 16:
+        return "put the label there (is this a photograph, or a label that was smoothed or compressed?)"
+    return "correct the label or the class table"
 
 
 def _ranges(ids: Mapping[int, int]) -> str:

@@ -16,14 +16,16 @@ from trailseg.labels import IGNORE
 def confusion_matrix(prediction: Tensor, truth: Tensor, classes: int) -> Tensor:
     """Confusion matrix (K, K) int64, rows truth, columns prediction, over the pixels whose truth is not IGNORE.
 
-    Both arguments hold class ids and have the same shape. ValueError on an id outside 0..K-1.
+    Both arguments hold class ids and have the same shape. ValueError on an id outside 0..K-1, also where a prediction
+    is not scored.
     """
     scored = truth != IGNORE
-    truth, prediction = truth[scored].long(), prediction[scored].long()
+    truth = truth[scored].long()
     for name, ids in (("truth", truth), ("prediction", prediction)):
         if ids.numel() and (ids.min() < 0 or ids.max() >= classes):
             raise ValueError(f"{name} holds class ids outside 0..{classes - 1}")
-    return torch.bincount(truth * classes + prediction, minlength=classes**2).view(classes, classes)
+    places = truth * classes + prediction[scored].long()
+    return torch.bincount(places, minlength=classes**2).view(classes, classes)
 
 
 def measures(confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:

@@ -78,6 +78,10 @@ class Model(Protocol):
     def facts(self) -> Facts:
         """What is known of it."""
 
+    @property
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of its weights, or of the files that hold them."""
+
     def answer(
         self, images: np.ndarray, *, to: Size, steps: int, tolerance: float, trail: bool, state: Any = None
     ) -> Answers:
@@ -85,5 +89,6 @@ class Model(Protocol):
 
         A picture is done once a step, from the second on, changed the class of fewer than `tolerance` (0..1) of its
         pixels, counted at the stem's scale; with 0 it takes all steps. `state` is what another answer left.
-        OptionError where the steps or the state do not suit the network.
+        OptionError where the steps or the state do not suit the network, FileError where the logits of a step are not
+        finite.
         """

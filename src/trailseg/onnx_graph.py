@@ -13,6 +13,9 @@ Inputs that have a default, which ONNX calls initialisers that can be overridden
 A network of S cores, or of a fuse for each step, computes its S steps whatever `steps` asks for, and has no tolerance.
 The state to go on from is there where it was asked for: OpenVINO cannot read a file that has it.
 
+Where a logit of any step is not finite, the ids and the trail of that picture are 255, which is no class, and its
+probability is NaN.
+
 Legend: B batch, S steps, K classes, F feature channels, H x W image, h x w padded feature map (of logits h' x w').
 """
 
@@ -32,6 +35,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from trailseg.errors import OptionError
+from trailseg.labels import IGNORE
 from trailseg.networks.recurrence import Recurrence, State
 
 OPSET = 18
@@ -98,9 +102,15 @@ _AFTER_STACK = """
     used = Expand (step_count, batch)
 """
 
-# From the cropped logits to the answer. The last feature may reach beyond the image; so does what is then cut off.
-# `Recurrence.upsample` is the same in PyTorch.
+# From the cropped logits of the last step to the answer, where those of all steps are sound, that is finite. The last
+# feature may reach beyond the image; so does what is then cut off. `Recurrence.upsample` is the same in PyTorch.
 _ANSWER = """
+    magnitude = Abs (trail_logits)
+    finite = LessOrEqual (magnitude, largest)
+    finite_count = Cast <to = 6> (finite)
+    fewest_finite = ReduceMin <keepdims = 0> (finite_count, all_but_batch)
+    all_finite = Cast <to = 9> (fewest_finite)
+    sound = Unsqueeze (all_finite, ids_plane)
     features_reach = Mul (features, scale)
     scaled_reach = Mul (features_reach, to)
     own_less_one = Sub (own, one)
@@ -111,11 +121,13 @@ _ANSWER = """
     beyond = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (cropped, , , sizes)
     sized = Slice (beyond, zeros, to, plane)
     ids_long = ArgMax <axis = 1, keepdims = 0> (sized)
-    ids = Cast <to = 2> (ids_long)
+    ids_short = Cast <to = 2> (ids_long)
+    ids = Where (sound, ids_short, no_class)
     probability = If (with_probability) <
         then_branch = given () => (float[B, H, W] probability_full) {
             shares = Softmax <axis = 1> (sized)
-            probability_full = ReduceMax <keepdims = 0> (shares, class_axis)
+            highest = ReduceMax <keepdims = 0> (shares, class_axis)
+            probability_full = Where (sound, highest, not_a_number)
         },
         else_branch = spared () => (float[B, H, W] probability_none) {
             probability_none = ConstantOfShape <value = float[1] {0.0}> (none_of_three)
@@ -138,7 +150,8 @@ _TRAIL = """
             flat_long = ArgMax <axis = 1, keepdims = 0> (flat_sized)
             flat_ids = Cast <to = 2> (flat_long)
             trail_shape = Concat <axis = 0> (trail_front, to)
-            trail_full = Reshape (flat_ids, trail_shape)
+            trail_ids = Reshape (flat_ids, trail_shape)
+            trail_full = Where (sound, trail_ids, no_class)
         },
         else_branch = spared () => (uint8[S, B, H, W] trail_none) {
             trail_none = ConstantOfShape <value = uint8[1] {0}> (none_of_four)
@@ -158,6 +171,10 @@ _CONSTANTS: dict[str, Any] = {
     "first_axis": [0],
     "class_axis": [1],
     "last": -1,
+    "all_but_batch": [0, 2, 3, 4],  # of (S, B, K, h, w)
+    "largest": np.finfo(np.float32).max,
+    "not_a_number": np.float32(np.nan),
+    "no_class": np.uint8(IGNORE),
     "none_of_three": [0, 0, 0],
     "none_of_four": [0, 0, 0, 0],
 }
@@ -213,7 +230,10 @@ def parts(network: Recurrence, *, size: tuple[int, int]) -> dict[str, ModelProto
             nodes += graph.part(_further_step, ["context", "hidden", "logits"], ["hidden_next", "logits_next"])
             asked, given = [graph.map("context"), *graph.maps(""), own, *common], [*given, *graph.maps("_next")]
             last = "logits_next"
-        crop = graph.nodes(f"cropped = Slice ({last}, zeros, features, plane)")
+        crop = graph.nodes(f"""
+            cropped = Slice ({last}, zeros, features, plane)
+            trail_logits = Unsqueeze (cropped, first_axis)
+        """)
         models[name] = graph.model([*nodes, *crop, *graph.nodes(_ANSWER)], asked, given)
     return models
 

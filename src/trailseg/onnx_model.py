@@ -27,7 +27,7 @@ def seal(content: bytes) -> bytes:
 
 
 def _unsealed(path: Path) -> bytes:
-    """A file that holds all it needs, to the last bit; FileError where it does not: ONNX Runtime has not seen it yet."""
+    """A file that holds all it needs, to the last bit; FileError otherwise, before ONNX Runtime sees any of it."""
     content = path.read_bytes()
     if content[-64 - len(_SEAL) : -64] != _SEAL:
         problem = "is not a file that `trailseg export` wrote, or not the whole of it"

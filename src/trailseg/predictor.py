@@ -92,6 +92,11 @@ class Predictor:
         """What is known of the network: its name, classes, colours, trained and most steps, cost, terms of use."""
         return self._model.facts
 
+    @property
+    def fingerprint(self) -> str:
+        """What tells the network from any other: see `model.Model`."""
+        return self._model.fingerprint
+
     def __call__(
         self,
         picture: Picture,
@@ -124,7 +129,11 @@ class Predictor:
         most_steps: int | None = None,
         trail: bool = True,
     ) -> list[Answer]:
-        """The answers to several pictures, computed together; each stops by itself where steps="auto"."""
+        """The answers to several pictures, computed together; each stops by itself where steps="auto".
+
+        Sums are rounded in another order than for a picture alone: on a processor in 32 bits its probabilities differ
+        by at most 0.0001, and its classes, where two are as probable, on at most 1 in 10,000 pixels.
+        """
         images = [_image(picture) for picture in pictures]
         answers: dict[int, Answer] = {}
         for shape in {image.shape for image in images}:
@@ -139,10 +148,15 @@ class Predictor:
         Pictures are read ahead in threads: the next batch, and at least THREADS. `options` are those of `batch`.
         FileError where there is no folder, or no picture in it.
         """
-        found = find_pictures(Path(path))
-        images = ahead(_read, found, depth=max(batch, THREADS), workers=THREADS)
-        for first in range(0, len(found), batch):
-            read = dict(zip(found[first : first + batch], images, strict=False))  # takes one image for each file
+        return self.files(find_pictures(Path(path)), batch=batch, **options)
+
+    def files(
+        self, files: Sequence[Path], *, batch: int = 1, **options: Any
+    ) -> Iterator[tuple[Path, Answer | FileError]]:
+        """The same of these files, in their order."""
+        images = ahead(_read, files, depth=max(batch, THREADS), workers=THREADS)
+        for first in range(0, len(files), batch):
+            read = dict(zip(files[first : first + batch], images, strict=False))  # takes one image for each file
             whole = {file: image for file, image in read.items() if isinstance(image, np.ndarray)}
             answers = dict(zip(whole, self.batch(list(whole.values()), **options), strict=True))
             for file, image in read.items():
@@ -188,8 +202,6 @@ class Predictor:
         small = np.stack([_resized(image, self.size) for image in images])
         given = self._model.answer(small, to=full, steps=count, tolerance=share, trail=trail, state=state)
         seconds = (time.perf_counter() - started) / len(images)
-        if not np.isfinite(given.probability).all():
-            raise FileError(self._path, "gives an answer that is not finite", "train anew with a smaller lr")
         return [
             Answer(
                 picture=images[place],
@@ -256,7 +268,7 @@ def find_pictures(path: Path) -> list[Path]:
         raise FileError(path, "there is no such file or folder", "name a picture or a folder of pictures")
     if path.is_file():
         return [path]
-    found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()]
+    found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in PICTURE_SUFFIXES and not file.is_dir()]
     if not found:
         raise FileError(path, "holds no picture", f"name a folder with {', '.join(PICTURE_SUFFIXES)} files")
     return found

@@ -166,7 +166,9 @@ class Training:
                 if self.average is not None:
                     average_in(self.average, network, ema=options.ema, step=(epoch - 1) * len(order) + number)
                 self._settle()
-                largest = torch.nn.utils.get_total_norm([w.detach() for w in network.parameters() if w.numel()], math.inf)
+                largest = torch.nn.utils.get_total_norm(
+                    [w.detach() for w in network.parameters() if w.numel()], math.inf
+                )
                 self._told = partial(self._finite, torch.stack([whole, largest]), batch, epoch)
                 self.at = Position(epoch - 1, number + 1, self.at.loss, time.perf_counter() - started)
                 self._keep_buffers()

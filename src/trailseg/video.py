@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from trailseg.errors import FileError, OptionError
+from trailseg.locks import lock
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 
@@ -112,6 +113,8 @@ class VideoWriter:
         with self._explained():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             faststart = {"movflags": "faststart"}
+            self._file = self._part.open("wb")
+            lock(self._file)  # which `writing.sweep` asks
             self._container = self._av.open(f"file:{self._part}", "w", format="mp4", options=faststart)
         return self
 
@@ -140,14 +143,14 @@ class VideoWriter:
                 with self._explained():
                     self._container.mux(self._stream.encode())  # what the encoder held back
                     self._container.close()
-                    with self._part.open("rb+") as file:
-                        os.fsync(file.fileno())
+                    os.fsync(self._file.fileno())
                     self._part.replace(self.path)
         finally:
             with suppress(OSError, self._av.FFmpegError):
                 self._container.close()
             with suppress(OSError):
                 self._part.unlink(missing_ok=True)
+            self._file.close()
 
     def _start(self, height: int, width: int) -> Any:
         """The one stream of the video. The colours' matrix is written down: players guess it from the size if not."""

@@ -1,10 +1,10 @@
 """The decoded split: every picture read once and kept as uint8, and the order in which an epoch visits it."""
 
 import hashlib
-import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trailseg.ahead import ahead
 from trailseg.data.files import Picture
+from trailseg.errors import FileError
 from trailseg.labels import IGNORE
 
 READERS = 4  # threads that decode
@@ -30,6 +31,13 @@ class Counts:
     """The pixels of each class id 0..255."""
 
 
+class Mapped(Protocol):
+    """The file that a split is read from, when it is used."""
+
+    def check(self, where: Tensor, images: Tensor, labels: Tensor) -> None:
+        """FileError where what has been read at the places `where` (B,) is not what was written."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """A split of N pictures at the network's size (H, W), and their truth at full size."""
@@ -43,16 +51,21 @@ class Memory:
     """N class ids (H', W') uint8 at each picture's own size."""
     known: Counts | None = None
     """Where they have been counted before."""
-    mapped: mmap.mmap | None = None
-    """The file that all this is read from, when it is used; None where it is held in memory."""
+    mapped: Mapped | None = None
+    """None where all this is held in memory."""
+    left_out: Sequence[FileError] = ()
+    """Why pictures of the split are not among the N, where these may be left out."""
 
     def take(self, where: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) and labels (B, H, W), both uint8, at the places `where` (B,)."""
+        """Images (B, 3, H, W) and labels (B, H, W), both uint8, at the places `where` (B,).
+
+        FileError where they are mapped from a file that has been damaged.
+        """
         where = where.to(self.images.device)
-        taken = self.images[where], self.labels[where]
-        if self.mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self.mapped.madvise(mmap.MADV_DONTNEED)  # else what has been read stays in this process's memory
-        return taken
+        images, labels = self.images[where], self.labels[where]
+        if self.mapped is not None:
+            self.mapped.check(where, images, labels)
+        return images, labels
 
     @cached_property
     def counts(self) -> Counts:
@@ -107,31 +120,62 @@ class Memory:
         return replace(self, images=images, labels=labels, known=self.counts, mapped=None)
 
 
-def decode(pictures: Sequence[Picture], size: tuple[int, int]) -> Memory:
-    """Reads every picture into memory at (H, W) = `size`."""
-    memory = Memory(
-        names=[picture.name for picture in pictures],
-        images=torch.empty(len(pictures), 3, *size, dtype=torch.uint8),
-        labels=torch.empty(len(pictures), *size, dtype=torch.uint8),
-        truths=(truths := []),
-    )
-    for place, (image, label, truth) in enumerate(resized(pictures, size)):
-        memory.images[place], memory.labels[place] = torch.from_numpy(image), torch.from_numpy(label)
-        truths.append(truth)
-    return memory
+class Resized(NamedTuple):
+    """A picture at the network's size, all uint8."""
+
+    name: str
+    image: np.ndarray
+    """(3, H, W) RGB, bilinear."""
+    label: np.ndarray
+    """(H, W) class ids, nearest."""
+    truth: np.ndarray
+    """(H', W') class ids, as they are."""
 
 
-def resized(pictures: Sequence[Picture], size: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What `_resized` gives of each picture, in order; threads read a few of them ahead."""
-    return ahead(lambda picture: _resized(picture, size), pictures, depth=2 * READERS, workers=READERS)
+def decode(pictures: Sequence[Picture], size: tuple[int, int], *, skip_bad: bool = False) -> Memory:
+    """Reads every picture into memory at (H, W) = `size`; see `resized`."""
+    names, truths, left_out = list[str](), list[np.ndarray](), list[FileError]()
+    images = torch.empty(len(pictures), 3, *size, dtype=torch.uint8)
+    labels = torch.empty(len(pictures), *size, dtype=torch.uint8)
+    for picture in resized(pictures, size, left_out if skip_bad else None):
+        images[len(names)], labels[len(names)] = torch.from_numpy(picture.image), torch.from_numpy(picture.label)
+        names.append(picture.name)
+        truths.append(picture.truth)
+    return Memory(names, images[: len(names)], labels[: len(names)], truths, left_out=left_out)
 
 
-def _resized(picture: Picture, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image (3, H, W) and label (H, W) at (H, W) = `size`, bilinear and nearest, and the label as it is; all uint8."""
+def resized(
+    pictures: Sequence[Picture], size: tuple[int, int], left_out: list[FileError] | None = None
+) -> Iterator[Resized]:
+    """Each picture at (H, W) = `size`, in order; threads read a few of them ahead.
+
+    FileError with the first that cannot be read rightly. Where there is a list `left_out`, it gets all of these, and
+    the others are yielded; FileError only where there are none.
+    """
+
+    def read(picture: Picture) -> Resized | FileError:
+        try:
+            return _resized(picture, size)
+        except FileError as fault:
+            return fault
+
+    for found in ahead(read, pictures, depth=2 * READERS, workers=READERS):
+        if isinstance(found, Resized):
+            yield found
+        elif left_out is None:
+            raise found
+        else:
+            left_out.append(found)
+    if left_out and len(left_out) == len(pictures):
+        first = left_out[0]
+        raise FileError(first.path, f"{first.problem} (and none of {len(pictures)} pictures is whole)", first.remedy)
+
+
+def _resized(picture: Picture, size: tuple[int, int]) -> Resized:
     image, truth = picture.read()
     small = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
     label = Image.fromarray(truth).resize(size[::-1], Image.Resampling.NEAREST)
-    return np.array(np.array(small).transpose(2, 0, 1), order="C"), np.array(label), truth
+    return Resized(picture.name, np.array(np.array(small).transpose(2, 0, 1), order="C"), np.array(label), truth)
 
 
 @dataclass(frozen=True)

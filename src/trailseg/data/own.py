@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trailseg.data.files import DataSet, Folder, LabelFolder, Split
 from trailseg.errors import FileError, require
 from trailseg.labels import IGNORE, RGB, LabelSet
+from trailseg.parsing import read_yaml
 
 _KEYS = ("classes", "ignore", "pictures", "labels", "label_suffix", "encoding")
 
@@ -18,9 +17,10 @@ def own(root: Path) -> DataSet:
     if len(found) != 1:
         raise FileError(root, f"holds {len(found)} YAML files", "put one there that names folders and classes")
     try:
-        return _data_set(found[0].parent, yaml.safe_load(found[0].read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValueError) as error:
-        problem = f"does not describe a data set ({' '.join(str(error).split())})"
+        return _data_set(found[0].parent, read_yaml(found[0]))
+    except (FileError, ValueError) as error:
+        problem = error.problem if isinstance(error, FileError) else " ".join(str(error).split())
+        problem = f"does not describe a data set ({problem})"
         raise FileError(found[0], problem, "docs/data.md shows what it holds") from None
 
 
@@ -66,8 +66,8 @@ def _label_set(name: str, content: dict[str, Any]) -> LabelSet:
         names.append(str(entry.get("name")))
         given = entry.get("colour", entry.get("color"))
         # Without a colour of its own a class is shown in one that differs from its neighbours'.
-        shown.append(_colour(given or [(place + 1) * step % 256 for step in (67, 131, 211)]))
-        if given:
+        shown.append(_colour(given if given is not None else [(place + 1) * step % 256 for step in (67, 131, 211)]))
+        if given is not None:
             _add(colours, shown[-1], file_id)
     if len(set(names)) < len(names) or "None" in names:
         raise ValueError("two classes have the same name, or one has none")

@@ -43,6 +43,8 @@ def open_data(
     path = Path(root)
     if not path.exists():
         raise FileError(path, "there is no such folder", f"say root= with the folder that holds data={data}")
+    if data != "folder" and not path.is_dir():
+        raise FileError(path, "is a file", f"say root= with the folder that holds data={data}")
     if path.is_dir() and not any(path.iterdir()):
         raise FileError(path, "is empty", f"say root= with the folder that holds data={data}")
     if data == "folder":
@@ -50,9 +52,9 @@ def open_data(
     return tas500(path, label_set) if data == "tas500" else camvid(path)
 
 
-def select(source: "DataSet | Procedural", splits: str) -> list[Picture]:
-    """The pictures of a split, or of several whose names are joined by "+"."""
-    return [picture for name in splits.split("+") for picture in source.split(name)]
+def select(source: "DataSet | Procedural", splits: str, *, skip_bad: bool = False) -> list[Picture]:
+    """The pictures of a split, or of several whose names are joined by "+"; see `DataSet.split`."""
+    return [picture for name in splits.split("+") for picture in source.split(name, skip_bad=skip_bad)]
 
 
 def tas500(root: Path, labels: LabelSet) -> DataSet:
@@ -133,7 +135,7 @@ class Procedural:
     pictures: int
     name: str = "procedural"
 
-    def split(self, name: str) -> Sequence[Picture]:
+    def split(self, name: str, *, skip_bad: bool = False) -> Sequence[Picture]:
         """The scenes of train, val or test; a quarter as many of the latter."""
         first = scenes.OFFSETS[require("split", name, scenes.OFFSETS)]
         count = self.pictures if name == "train" else max(1, self.pictures // 4)
