@@ -191,6 +191,13 @@ def test_training_for_any_number_of_steps_keeps_its_promise(name):
     assert mean["core MACs saved %"] >= 45
 
 
+def test_the_faults_are_those_that_were_tried():
+    rows = json.loads((ROOT / "results" / "faults" / "faults.json").read_text())
+    lines = ["| what was tried | as it should be |", "| --- | ---: |"]
+    lines += [f"| {row['fault']} | {row['good']:,} of {row['of']:,} |" for row in rows]
+    check_block(ROOT / "docs" / "reliability.md", "faults", "\n".join(lines))
+
+
 def test_the_readme_names_every_file_in_a_line():
     lines = []
     sources = [sorted((ROOT / folder).rglob("*.py")) for folder in ("src/trailseg", "benchmarks")]

@@ -68,20 +68,8 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
     with ExitStack() as stack:
         if fabric.is_global_zero:
             stack.enter_context(alone(folder, "is being trained"))
-            if damage := run.recover():
-                console.print(f"{damage.path}: {damage.problem}; going on with the one before", soft_wrap=True)
-            data, machine = facts_of_data(options, labels, memory, val), facts_of_machine(options, fabric.device)
-            if resume:
-                check_same_data(run, data)
-                there = run.config["versions"] | run.config.get("machine", {})
-                if elsewhere := changed(there, versions() | machine):
-                    text = f"{folder}: goes on with {'; '.join(elsewhere)}: the last bits may differ for that"
-                    console.print(text, highlight=False, soft_wrap=True)
-            else:
-                Run.require_free(folder)
-                facts = facts_of_network(options, labels)
-                Run.create(folder, name=name, options=options, network=facts, data=data, machine=machine)
-            _tell_left_out(folder, (memory, val), console)
+            machine = facts_of_machine(options, fabric.device)
+            _begin(run, options, labels, memory, val, name=name, machine=machine, console=console, resume=resume)
         fabric.launch()
         stack.enter_context(before_leaving(partial(_end_processes, fabric)))
         val = val.on(fabric.device)
@@ -118,6 +106,38 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
             write_whole(run.folder / "plots" / "pictures.png", sheet)
             console.print(f"{folder}: {run.summary()}", highlight=False, soft_wrap=True)
     return run
+
+
+def _begin(
+    run: Run,
+    options: TrainOptions,
+    labels: LabelSet,
+    memory: Memory,
+    val: Memory,
+    *,
+    name: str,
+    machine: dict[str, Any],
+    console: Console,
+    resume: bool,
+) -> None:
+    """Makes the run directory, or mends and checks the one that it goes on with; tells what the user should know."""
+
+    def tell(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    if damage := run.recover():
+        tell(f"{damage.path}: {damage.problem}; going on with the one before")
+    data = facts_of_data(options, labels, memory, val)
+    if resume:
+        check_same_data(run, data)
+        there = run.config["versions"] | run.config.get("machine", {})
+        if elsewhere := changed(there, versions() | machine):
+            tell(f"{run.folder}: goes on with {'; '.join(elsewhere)}: the last bits may differ for that")
+    else:
+        Run.require_free(run.folder)
+        facts = facts_of_network(options, labels)
+        Run.create(run.folder, name=name, options=options, network=facts, data=data, machine=machine)
+    _tell_left_out(run.folder, (memory, val), console)
 
 
 def _end_processes(fabric: Fabric) -> None:

@@ -106,7 +106,8 @@ class Run:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds the line of an epoch to log.jsonl and flushes it to the disk."""
-        with (self.folder / "log.jsonl").open("ab") as file:
+        with (self.folder / "log.jsonl").open("r+b") as file:  # and makes none anew where the folder has gone away
+            file.seek(0, os.SEEK_END)
             file.write(json.dumps(record).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

@@ -42,7 +42,7 @@ def operations(how: int, number: int, count: Path) -> None:
 
     def open_(self, mode="r", *given, **more):
         file = opened(self, mode, *given, **more)
-        if mode not in ("wb", "ab"):
+        if mode not in ("wb", "r+b"):
             return file
 
         class Struck:
