@@ -89,6 +89,7 @@ def controls(rows):
     half, once, stack = (rows[name] for name in ("gated-half", "once", "stack"))
     trail = ", ".join(stat.percent() for stat in half.miou)
     first, alone, last, stacked = (row.miou[step].mean for row, step in ((half, 0), (once, 0), (half, -1), (stack, -1)))
+    long, long_once = (rows[name] for name in ("gated-half-long", "once-long"))
     size, more = (row.network.parameters / 1e6 for row in (half, stack))
     yield f"- **Its own steps**: gated-half scores {trail} % mIoU, {100 * (last - first):+.1f} from the first on."
     yield (
@@ -99,6 +100,12 @@ def controls(rows):
     yield (
         f"- **No sharing at equal multiply-accumulates** (`stack`: a core for each step, {more:.2f}M parameters, not "
         f"{size:.2f}M) scores {stack.miou[-1].percent()} %: sharing brings {100 * (last - stacked):+.1f} points."
+    )
+    brings = 100 * (long.miou[-1].mean - long_once.miou[0].mean)
+    yield (
+        f"- **One step at equal parameters, both trained long** (`once-long`) scores {long_once.miou[0].percent()} %, "
+        f"`gated-half-long` {', '.join(stat.percent() for stat in long.miou)} %: four steps bring {brings:+.1f} points "
+        "over it."
     )
 
 

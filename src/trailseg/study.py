@@ -16,7 +16,7 @@ from trailseg.parsing import from_mapping, read_yaml
 from trailseg.report import write_report
 from trailseg.report.published import read_published
 from trailseg.runs import Run
-from trailseg.writing import write_whole
+from trailseg.writing import sweep, write_whole
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def run_study(file: Path, out: Path, overrides: Mapping[str, Any], console: Cons
         else:
             check(wanted.options)
     write_whole(out / "study.yaml", file.read_bytes())
+    for folder in (out, out / "plots"):
+        sweep(folder)
     failures: list[FileError] = []
     for wanted in planned:
         begun = (wanted.folder / "config.yaml").exists()
