@@ -218,6 +218,7 @@ HOSTILE = {
     "header of exabytes": as_checkpoint(header_of(100, 1 << 62)),
     "header of a million tensors": as_checkpoint(many_tensors()),
     "network of terabytes": in_config(named("channels", 100_000), bound=True),
+    "network of gigabytes": in_config(named("channels", 5_000), bound=True),
     "network of thousands of layers": in_config(
         lambda text, marker: named("steps", 256)(named("depth", 10)(named("network", "hourglass")(text, 0), 0), 0),
         bound=True,
