@@ -266,6 +266,15 @@ def test_a_folder_that_goes_away_in_mid_run(how, runs, tmp_path, tally, trials):
     tally("run folders that went away in mid-run: one line, the checkpoints whole", good, of)
 
 
+def test_a_folder_that_goes_away_between_log_and_checkpoint(runs, tmp_path, tally):
+    words, _ = runs["plain"]
+    out, moved = tmp_path / "run", tmp_path / "moved"
+    ended = call(tmp_path / "output", *words, f"out={out}", before=(strikes.go_away, 3, out, moved))
+    assert (ended.code, len(ended.lines)) == (1, 1), ended.err
+    require_whole(Run.open(moved))
+    tally("run folders that went away in mid-run: one line, the checkpoints whole", 1, 1)
+
+
 def test_what_is_not_finite_stops_the_run_and_names_the_pictures(runs, tmp_path, tally):
     words, whole = runs["averaged"]
     for step in range(1, 10):
