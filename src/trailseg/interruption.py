@@ -56,9 +56,11 @@ def leaving(say: Callable[[str], object]) -> Iterator[None]:
 
 
 def _wait(heard: socket.socket, say: Callable[[str], object]) -> None:
-    number = int.from_bytes(heard.recv(1), "little")
-    if not number:
-        return
+    number = 0
+    while number not in SIGNALS:  # others that Python handles are heard, too
+        if not (byte := heard.recv(1)):
+            return
+        number = byte[0]
     told = "interrupted"
     for call in reversed(_calls):
         try:
