@@ -11,6 +11,7 @@ alone, megabytes what the process has grown by at its peak since before it opene
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,13 +38,13 @@ from trailseg.labels import CAMVID
 from trailseg.networks.build import build
 from trailseg.writing import write_whole
 
-DISTINCT = 12  # pictures; the others are further names of these
+DISTINCT = 12  # pictures; the others are copies of these
 FILES, SIZE = Size(60, 80), Size(48, 64)  # height and width of the files, and of what training sees
 BUDGETS = {"held": 1e12, "mapped": 0.0}  # bytes
 
 
 def draw(root: Path, count: int) -> None:
-    """Makes `count` pairs of picture and label, most of them further names of a few files."""
+    """Makes `count` pairs of picture and label, most of them copies of a few."""
     pictures, labels = root / "train", root / "trainannot"
     for folder in (pictures, labels):
         folder.mkdir(parents=True)
@@ -51,7 +52,7 @@ def draw(root: Path, count: int) -> None:
         for folder in (pictures, labels):
             file = folder / f"{index:06}.png"
             if index >= DISTINCT:
-                os.link(folder / f"{index % DISTINCT:06}.png", file)
+                shutil.copyfile(folder / f"{index % DISTINCT:06}.png", file)
             elif folder == pictures:
                 Image.fromarray(scene(seed=0, index=index, size=FILES)[0]).save(file)
             else:

@@ -47,8 +47,9 @@ def make_run(
         "data": {
             "name": "toy",
             "classes": [*classes],
-            "colours": [[1, 2, 3]] * 2,
+            "colours": [[1, 2, 3] for _ in classes],
             "train": 9,
+            "val": 4,
             "fingerprint": "sha256:a",
         },
         "versions": {"trailseg": "0.1.0"},

@@ -366,7 +366,9 @@ def test_the_first_weights_are_a_function_of_the_seed():
     [("seed", 1), ("augment", "none"), ("schedule", "cosine"), ("batch", 2), ("size", Size(16, 32)), ("epochs", 9)],
 )
 def test_every_option_that_changes_a_result_is_told(tmp_path, option, value):
-    run = Run.create(tmp_path / "run", name="x", options=TINY, network={}, data={"classes": []}, machine={})
+    network = dict.fromkeys(("parameters", "macs_stem", "macs_step"), 1)
+    data = {"classes": ["a"], "colours": [[0, 0, 0]], "train": 1, "val": 1}
+    run = Run.create(tmp_path / "run", name="x", options=TINY, network=network, data=data, machine={})
     assert run.differences(TINY) == []
     assert run.differences(replace(TINY, device="cuda", root="elsewhere", out="x")) == []
     assert [d.split()[0] for d in run.differences(replace(TINY, **{option: value}))] == [option]
