@@ -1,5 +1,5 @@
 # make demo: train and compare all networks on procedural scenes. make test: the whole test suite. make faults: every
-# trial of its part tests/faults, which takes half an hour and stores its counts. All set up .venv.
+# trial of its part tests/faults, which takes a quarter of an hour and stores its counts. All set up .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 

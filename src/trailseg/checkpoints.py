@@ -41,7 +41,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], k
         if value.is_floating_point() and not value.isfinite().all():
             problem = f"is not written, since {name} is no longer finite"
             raise FileError(path, problem, "train anew with a smaller lr; the checkpoint before is whole")
-    told = json.dumps({**facts, "sha256": _checksum(plain, facts)})  # one text, since safetensors shuffles several
+    told = json.dumps({**facts, "sha256": checksum(plain, facts)})  # one text, since safetensors shuffles several
     write_whole(path, safetensors.torch.save(plain, metadata={"trailseg": told}), keep)
 
 
@@ -57,7 +57,7 @@ def read(path: Path) -> Checkpoint:
         facts = dict(json.loads(json.loads(header)["__metadata__"]["trailseg"]))
         told = facts.pop("sha256")
         tensors = safetensors.torch.load(path.read_bytes())
-        if told != _checksum(tensors, facts):
+        if told != checksum(tensors, facts):
             raise ValueError("its checksum is another")
     except (OSError, SafetensorError, ValueError, TypeError, LookupError, RecursionError) as error:
         reason = "it has no checksum" if isinstance(error, KeyError) else str(error)
@@ -65,11 +65,11 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(tensors, facts)
 
 
-def _checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """SHA-256 of all that a checkpoint holds."""
+def checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a checkpoint holds, or would hold, in hexadecimal digits."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
-        value = tensors[name]
+        value = tensors[name].cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

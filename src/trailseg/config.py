@@ -22,6 +22,7 @@ class StepRange(NamedTuple):
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "32", "bf16")
+CHECKPOINTS = ("last", "before", "best")
 
 TOLERANCE = 0.01
 """Share of the pixels, 0..1, that a step must change for steps=auto to take another."""
@@ -255,7 +256,7 @@ class TrainedOptions:
 
     def __post_init__(self) -> None:
         require("device", self.device, DEVICES)
-        require("checkpoint", self.checkpoint, ("last", "before", "best"))
+        require("checkpoint", self.checkpoint, CHECKPOINTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,10 +385,10 @@ class ExportOptions:
     warm_start: bool = False
     """Whether the file can also go on from the frame before in a video (not for OpenVINO)."""
     checkpoint: str = "last"
-    """Checkpoint: last, or best (chosen on val)."""
+    """Checkpoint: last, before (the one that last has replaced) or best (chosen on val)."""
 
     def __post_init__(self) -> None:
-        require("checkpoint", self.checkpoint, ("last", "before", "best"))
+        require("checkpoint", self.checkpoint, CHECKPOINTS)
         if self.parts and self.warm_start:
             raise OptionError("warm_start=true: step.onnx always starts from any state; leave one of the two out")
 

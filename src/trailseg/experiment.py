@@ -1,7 +1,7 @@
 """One experiment: from options to a finished run in a directory of its own."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
@@ -137,7 +137,7 @@ def _begin(
         Run.require_free(run.folder)
         facts = facts_of_network(options, labels)
         Run.create(run.folder, name=name, options=options, network=facts, data=data, machine=machine)
-    _tell_left_out(run.folder, (memory, val), console)
+    _tell_left_out(run.folder, (memory, val), tell)
 
 
 def _end_processes(fabric: Fabric) -> None:
@@ -235,13 +235,13 @@ def _decoded(
     return decoded(select(source, splits, skip_bad=skip_bad), size, budget=budget, skip_bad=skip_bad)
 
 
-def _tell_left_out(folder: Path, splits: Sequence[Memory], console: Console) -> None:
+def _tell_left_out(folder: Path, splits: Sequence[Memory], tell: Callable[[str], None]) -> None:
     """Lists the pictures that were left out, if any, in skipped.txt: a line each, with the file, cause and remedy."""
     lines = dict.fromkeys(" ".join(str(fault).splitlines()) for memory in splits for fault in memory.left_out)
     if lines:
         text = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")  # a name may be no text
         path, count = write_whole(folder / "skipped.txt", text), sum(len(m.names) + len(m.left_out) for m in splits)
-        console.print(f"left out {len(lines)} of {count} pictures, listed in {path}", highlight=False, soft_wrap=True)
+        tell(f"left out {len(lines)} of {count} pictures, listed in {path}")
 
 
 def facts_of_network(options: TrainOptions, labels: LabelSet) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 Legend: B batch, S steps, K classes, h x w feature map.
 """
 
-from hashlib import sha256
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trailseg.checkpoints import checksum
 from trailseg.config import Size
 from trailseg.data.readers import TERMS
 from trailseg.device import settle
@@ -92,10 +92,7 @@ class TorchModel:
     @property
     def fingerprint(self) -> str:
         """Of the weights: see `model.Model`."""
-        digest = sha256()
-        for name, tensor in self.network.state_dict().items():
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return checksum(self.network.state_dict(), {})[:16]
 
     @torch.inference_mode()
     def answer(

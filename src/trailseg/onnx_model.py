@@ -28,7 +28,10 @@ def seal(content: bytes) -> bytes:
 
 def _unsealed(path: Path) -> bytes:
     """A file that holds all it needs, to the last bit; FileError otherwise, before ONNX Runtime sees any of it."""
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise FileError(path, error.strerror or "cannot be read", "name another file, or mend this one") from None
     if content[-64 - len(_SEAL) : -64] != _SEAL:
         problem = "is not a file that `trailseg export` wrote, or not the whole of it"
         raise FileError(path, problem, "export a run: trailseg export RUN out=model.onnx")
@@ -129,14 +132,10 @@ class _File:
             raise FileError(path, "there is no such file", "name a file that `trailseg export` wrote")
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # it would warn of each input that has a default
+        content = _unsealed(path)
         try:
-            content = _unsealed(path)
             self._session = runtime.InferenceSession(content, options, [provider])
             self.facts = Facts.from_texts(self._session.get_modelmeta().custom_metadata_map)
-        except FileError:
-            raise
-        except OSError as error:
-            raise FileError(path, error.strerror or "cannot be read", "name another file, or mend this one") from None
         except (KeyError, ValueError, TypeError):
             problem = "is an ONNX file that `trailseg export` did not write"
             raise FileError(path, problem, "export a run: trailseg export RUN out=model.onnx") from None

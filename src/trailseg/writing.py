@@ -49,7 +49,7 @@ def write_whole(path: Path, content: bytes | str, keep: Path | None = None) -> P
                 keep.unlink(missing_ok=True)
                 _link(path, keep)
             part.replace(path)
-        flush_names(path.parent)
+        _flush_names(path.parent)
     except OSError as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -65,7 +65,7 @@ def _link(path: Path, name: Path) -> None:
         shutil.copyfile(path, name)
 
 
-def flush_names(folder: Path) -> None:
+def _flush_names(folder: Path) -> None:
     """Flushes to the disk which files a folder holds, and under which names."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
