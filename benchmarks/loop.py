@@ -57,11 +57,11 @@ def ratios(options: TrainOptions, rounds: int) -> list[tuple[float, float]]:
 
     def steps(number: int) -> int:
         for _ in range(count // options.batch):
-            logits = trained.wrapped(images, network.up_to(options.steps), 0)
+            logits = trained.wrapped_network(images, network.up_to(options.steps), 0)
             sums, counts = trained.criterion(logits, labels_at_scale(labels, network.scale))
-            trained.optimizer.zero_grad()
+            trained.wrapped_optimizer.zero_grad()
             fabric.backward((sums / counts.clamp(min=1)).sum())
-            trained.optimizer.step()
+            trained.wrapped_optimizer.step()
         if fabric.device.type == "cuda":
             torch.cuda.synchronize()
         return count // options.batch * options.batch

@@ -72,6 +72,7 @@ def test_a_run_repeated_ends_the_same_to_the_bit(tmp_path):
         {"lr": 0.05, "augment": "none"},  # is best after its first epoch
         {"steps": 4, "fewest_steps": 1, "prefix": 3, "gamma": 0.8},
         {"ema": 0.9, "weight_decay": 0.1, "warmup": 2, "augment": "robust", "crop": Size(8, 12), "balance": 1.1},
+        {"optimizer": "muon", "weight_decay": 0.1},
     ],
 )
 def test_a_run_cut_after_any_epoch_and_resumed_ends_the_same_to_the_bit(tmp_path, monkeypatch, options):

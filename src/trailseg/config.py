@@ -22,6 +22,7 @@ class StepRange(NamedTuple):
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "32", "bf16")
+OPTIMIZERS = ("adamw", "muon")
 CHECKPOINTS = ("last", "before", "best")
 
 TOLERANCE = 0.01
@@ -108,13 +109,15 @@ class TrainOptions(DataOptions, NetworkOptions):
     batch: int = 6
     """Pictures per optimiser step, over all processes."""
     lr: float = 1e-3
-    """Learning rate of Adam."""
+    """Learning rate."""
+    optimizer: str = "adamw"
+    """Optimiser: adamw (original), or muon, which needs far fewer epochs: it orthogonalises the steps of kernels."""
     schedule: str = "constant"
     """Learning rate over the epochs: constant (original) or cosine (to zero)."""
     warmup: int = 0
     """First epochs, in which the learning rate grows evenly to `lr`."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of AdamW; with 0 it is Adam (original)."""
+    """Decoupled weight decay; with 0 adamw is Adam (original)."""
     ema: float = 0.0
     """Share that the average of the weights keeps at each optimiser step; the average is what is measured and used."""
     dice: float = 1.0
@@ -166,6 +169,7 @@ class TrainOptions(DataOptions, NetworkOptions):
         DataOptions.__post_init__(self)
         require("device", self.device, DEVICES)
         require("precision", self.precision, PRECISIONS)
+        require("optimizer", self.optimizer, OPTIMIZERS)
         require("schedule", self.schedule, ("constant", "cosine"))
         require_range(self, 1, LARGE, "epochs", "batch", "val_every", "devices", "nodes")
         require_range(self, 0, LARGE, "seed", "dice", "lovasz", "warmup", "weight_decay", "memory")

@@ -28,6 +28,7 @@ from trailseg.errors import FileError
 from trailseg.labels import IGNORE
 from trailseg.losses import StepLoss, class_weights
 from trailseg.networks.recurrence import Recurrence
+from trailseg.optimizers import OPTIMIZERS
 from trailseg.runs import Position, Run
 
 AHEAD = 4  # batches that threads fetch, where they are memory-mapped
@@ -82,16 +83,17 @@ class Training:
             network.save_memory()
         if options.freeze_stem:
             network.stem.requires_grad_(False)
-        self.adam = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+        optimizer = OPTIMIZERS[options.optimizer]
+        self.optimizer = optimizer(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)
         self.average = copy.deepcopy(network) if options.ema else None
         if options.compile:
             network.compile_parts()
         begun = run.checkpoint("last").exists()
-        self.at = run.load(network, self.adam, self.average) if begun else Position()
+        self.at = run.load(network, self.optimizer, self.average) if begun else Position()
         self.best = max((miou_of(record) for record in run.log() if record["epoch"] <= self.at.epoch), default=-1.0)
         if fabric.is_global_zero:
             run.forget_after(self.at.epoch)
-        self.wrapped, self.optimizer = fabric.setup(network, self.adam)
+        self.wrapped_network, self.wrapped_optimizer = fabric.setup(network, self.optimizer)
         self.memory = memory.on(fabric.device)
         balance = options.balance
         weights = None if balance is None else class_weights(self.memory.class_pixels(classes), balance)
@@ -142,7 +144,7 @@ class Training:
         network.train()
         if options.freeze_stem:
             network.stem.eval()
-        self.adam.param_groups[0]["lr"] = learning_rate(options, epoch)
+        self.optimizer.param_groups[0]["lr"] = learning_rate(options, epoch)
         rank, world = self.fabric.global_rank, self.fabric.world_size
         order = list(
             batches(len(memory.names), batch=options.batch, seed=options.seed, epoch=epoch, rank=rank, world=world)
@@ -153,16 +155,16 @@ class Training:
         for number, batch, fetched in zip(numbers, rest, found, strict=True):
             images, labels = load(fetched, options.crop or options.size, self.fabric.device)
             prefix, steps = draw_steps(options, most=network.up_to(options.steps), epoch=epoch, number=number)
-            logits = self.wrapped(images, steps, prefix)
+            logits = self.wrapped_network(images, steps, prefix)
             sums, counts = self.criterion(logits, labels_at_scale(labels, network.scale))
             # DDP takes the mean of the processes' gradients; dividing by the counts of all makes it that of one.
             counts = together(self.fabric, counts)
             loss = (world * sums / counts.clamp(min=1)).sum()
             whole = together(self.fabric, loss.detach()) / world
-            self.optimizer.zero_grad()
+            self.wrapped_optimizer.zero_grad()
             self.fabric.backward(loss)
             with self._changing:
-                self.optimizer.step()
+                self.wrapped_optimizer.step()
                 if self.average is not None:
                     average_in(self.average, network, ema=options.ema, step=(epoch - 1) * len(order) + number)
                 self._settle()
@@ -184,7 +186,7 @@ class Training:
 
     def _save(self) -> None:
         weights = {**self.network.state_dict(), **self._buffers}
-        self.run.save("last", weights, self.at, self.network, self.adam, self.average)
+        self.run.save("last", weights, self.at, self.network, self.optimizer, self.average)
 
     def _keep_buffers(self) -> None:
         """Copies those statistics of the network that belong to the position: a forward pass already changes them."""
