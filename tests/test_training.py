@@ -356,6 +356,22 @@ def test_bf16_is_computed_and_evaluated_as_it_was_trained(tmp_path):
     assert evaluate_run(half, EvaluateOptions(run=str(half.folder), precision="32"))["confusion"] != logged
 
 
+@pytest.mark.parametrize(("name", "without"), [("iterative-v3", "iterative-v5"), ("hourglass-iter-ex", "hourglass")])
+def test_fuses_that_start_with_the_state_change_no_answer_until_they_have_learnt(name, without):
+    options = replace(TINY, network=name, fuse_start="state", steps=3)
+    network = build_network(options, classes=4)
+    weights = {key: value for key, value in network.state_dict().items() if not key.startswith("fuses.")}
+    plain, image = build_network(replace(options, network=without), classes=4), torch.rand(1, 3, *TINY.size)
+    assert len(network.fuses) > len(plain.fuses) == 0
+    plain.load_state_dict(weights)
+    torch.testing.assert_close(network(image, 3), plain(image, 3))
+    network(image, 3).square().sum().backward()
+    for fuse in network.fuses:
+        assert fuse.weight.grad[:, : fuse.out_channels].abs().min() > 0  # from the context, too
+    mixed = build_network(replace(options, fuse_start="random"), classes=4)
+    assert not torch.allclose(mixed(image, 3), plain(image, 3))
+
+
 def test_the_first_weights_are_a_function_of_the_seed():
     one, same, other = (build_network(replace(TINY, seed=seed), classes=9).head.weight for seed in (1, 1, 2))
     assert torch.equal(one, same)

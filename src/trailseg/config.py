@@ -23,6 +23,7 @@ class StepRange(NamedTuple):
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "32", "bf16")
 OPTIMIZERS = ("adamw", "muon")
+FUSE_STARTS = ("random", "state")
 CHECKPOINTS = ("last", "before", "best")
 
 TOLERANCE = 0.01
@@ -124,6 +125,8 @@ class TrainOptions(DataOptions, NetworkOptions):
     """Weight of the Dice loss beside cross-entropy; 0 leaves it out."""
     lovasz: float = 0.0
     """Weight of the Lovasz-softmax loss of the last step; 0 leaves it out."""
+    fuse_start: str = "random"
+    """What a fuse of context and state gives at first: random (a mix: original), or state (as where none is copied)."""
     balance: float | None = None
     """c in a class's weight 1 / ln(c + its share of the pixels) in cross-entropy, 1.02 to 1.5 (default: all alike)."""
     gamma: float = 1.0
@@ -169,6 +172,7 @@ class TrainOptions(DataOptions, NetworkOptions):
         DataOptions.__post_init__(self)
         require("device", self.device, DEVICES)
         require("precision", self.precision, PRECISIONS)
+        require("fuse_start", self.fuse_start, FUSE_STARTS)
         require("optimizer", self.optimizer, OPTIMIZERS)
         require("schedule", self.schedule, ("constant", "cosine"))
         require_range(self, 1, LARGE, "epochs", "batch", "val_every", "devices", "nodes")

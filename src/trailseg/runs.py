@@ -19,7 +19,7 @@ from trailseg.checkpoints import REMEDY, load_weights, strip
 from trailseg.config import TrainOptions
 from trailseg.errors import FileError, OptionError
 from trailseg.labels import IGNORE
-from trailseg.networks.build import build
+from trailseg.networks.build import build, pass_states_on
 from trailseg.networks.recurrence import Recurrence
 from trailseg.parsing import from_mapping, read_yaml
 from trailseg.version import __version__
@@ -274,7 +274,10 @@ def versions() -> dict[str, str]:
 def build_network(options: TrainOptions, *, classes: int) -> Recurrence:
     """The network of these options, its first weights a function of options.seed alone."""
     torch.manual_seed(options.seed)
-    return build(**network_options(options), classes=classes)
+    network = build(**network_options(options), classes=classes)
+    if options.fuse_start == "state":
+        pass_states_on(network)
+    return network
 
 
 def network_options(options: Any) -> dict[str, Any]:

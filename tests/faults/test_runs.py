@@ -25,7 +25,7 @@ TINY = ["network=iterative-v4", "stem=x2", "channels=4", "depth=1", "steps=2", "
 KINDS = {
     "plain": ["pictures=8"],
     "averaged": ["pictures=8", "norm=step", "ema=0.9", "augment=robust", "crop=8,12", "fewest_steps=1", "prefix=2"],
-    "mapped": ["data=tas500", "memory=0", "augment=views", "norm=batch"],
+    "mapped": ["data=tas500", "memory=0", "augment=views", "norm=batch", "optimizer=muon"],
 }
 
 

@@ -1,5 +1,6 @@
 """From a row of the table and its parts to a network."""
 
+import torch
 from torch import nn
 
 from trailseg.errors import OptionError, require
@@ -76,6 +77,17 @@ def build(
         multiple=multiple,
         bound_to=padded if norm in SIZE_BOUND else None,
     )
+
+
+@torch.no_grad()
+def pass_states_on(network: Recurrence) -> None:
+    """Makes every fuse give the hidden state as it is: what of the context enters is then for training to find out."""
+    for fuse in network.fuses:
+        assert isinstance(fuse, nn.Conv2d)
+        assert fuse.bias is not None
+        nn.init.zeros_(fuse.bias)
+        nn.init.zeros_(fuse.weight)
+        nn.init.dirac_(fuse.weight[:, fuse.out_channels :])
 
 
 def _head(channels: int, classes: int, finer: int) -> nn.Module:
