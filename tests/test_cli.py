@@ -84,7 +84,7 @@ def test_networks_as_json_and_as_a_table(capsys: pytest.CaptureFixture[str]):
     assert {*NAMED, "single"} <= set(table)
     for row in table.values():
         assert list(row) == [
-            "name", "cores", "context", "residual", "parameters", "macs_stem", "macs_step"
+            "name", "cores", "context", "residual", "gated", "feedback", "parameters", "macs_stem", "macs_step"
         ]  # fmt: skip
         assert row["cores"] in (1, 2, "S")
         assert row["context"] in ("none", "shared", "own")
@@ -92,8 +92,8 @@ def test_networks_as_json_and_as_a_table(capsys: pytest.CaptureFixture[str]):
     assert table["iterative-v5"]["parameters"] > table["iterative-v6"]["parameters"]  # two cores, one core
     assert run(["networks", "network=hourglass"]) == 0
     *_, heads, row = capsys.readouterr().out.splitlines()
-    assert heads.split()[:4] == ["network", "cores", "context", "residual"]
-    assert row.split()[:4] == ["hourglass", "S", "none", "no"]
+    assert heads.split()[:6] == ["network", "cores", "context", "residual", "gated", "feedback"]
+    assert row.split()[:6] == ["hourglass", "S", "none", "no", "no", "logits"]
 
 
 def test_data_check_and_stats(tas: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

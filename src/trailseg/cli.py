@@ -30,20 +30,19 @@ def networks(given: Given) -> int:
     from trailseg.networks.table import ROWS
     from trailseg.runs import network_options
 
+    parts = ("cores", "context", "residual", "gated", "feedback")
     names = ROWS if options.network == "all" else [require("network", options.network, [*ROWS, "all"])]
     table = []
     for name in names:
-        row = ROWS[name]
         price = cost(classes=options.classes, **network_options(replace(options, network=name)))
-        table.append(
-            {"name": name, "cores": row.cores, "context": row.context, "residual": row.residual} | asdict(price)
-        )
+        row = ROWS[name]
+        table.append({"name": name} | {part: getattr(row, part) for part in parts} | asdict(price))
     if options.json:
         print(json.dumps(table, indent=1))
         return 0
     height, width = options.size
     print(f"{options.stem}, {options.channels} channels, {options.steps} steps, {height} x {width} pixels\n")
-    heads = ["network", "cores", "context", "residual", "parameters (M)", "stem (GMAC)", "a step (GMAC)"]
+    heads = ["network", *parts, "parameters (M)", "stem (GMAC)", "a step (GMAC)"]
     units = {"parameters": 1e6, "macs_stem": 1e9, "macs_step": 1e9}
     _print_table(heads, [[f"{v / units[k]:.2f}" if k in units else v for k, v in row.items()] for row in table])
     return 0
