@@ -99,6 +99,8 @@ def test_the_docs_say_what_the_optimiser_brings():
     rows = {
         "gated-half, Muon": of("camvid", "gated-half"),
         "gated-half, AdamW": of("camvid-adamw", "gated-half-long"),
+        "once, Muon": of("camvid", "once"),
+        "once, AdamW": of("camvid-adamw", "once-long"),
     }
     lines = [{"IoU %": name} | {k: round(v, 1) for k, v in row.items()} for name, row in rows.items()]
     check_block(ROOT / "docs" / "camvid.md", "optimisers", markdown(lines))
