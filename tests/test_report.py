@@ -361,7 +361,7 @@ def test_the_plot_marks_published_figures_as_such(tmp_path):
     hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
     assert [tuple(line.get_xydata()[0]) for line in hollow if line.get_xydata().size] == [(0.36, 51.3), (9.4, 66.94)]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        *("iterative", "single", "published, on the test pictures")
+        *("iterative, on val", "single, on val", "published, on the test pictures")
     ]
     assert {"ENet|2016", "$wide$", "gated"} <= {text.get_text() for text in figure.axes[0].texts}
 

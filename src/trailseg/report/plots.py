@@ -125,7 +125,8 @@ def _accuracy_against_parameters(table: Table) -> Figure:
             x, y, sd = row.network.parameters / 1e6, 100 * row.miou[-1].mean, 100 * (row.miou[-1].sd or 0)
             axes.errorbar(x, y, sd or None, color=colour, marker=marker, markersize=7, elinewidth=0.8, capsize=2.5)
             if i == 0:
-                axes.plot([], [], color=colour, marker=marker, markersize=7, linestyle="", label=family)
+                where = f", on {table.validation.split}" if table.published else ""
+                axes.plot([], [], color=colour, marker=marker, markersize=7, linestyle="", label=family + where)
             label(row.name, x, y, colour)
     for one in table.published:
         axes.plot(one.parameters / 1e6, one.miou, **PUBLISHED)
