@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from trailseg.errors import FileError, OptionError
-from trailseg.locks import lock
+from trailseg.writing import half_written
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 
@@ -104,18 +104,16 @@ class VideoWriter:
 
     def __init__(self, path: Path, rate: Fraction) -> None:
         self.path, self.rate, self._av = path, rate, _import_av()
-        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._half = half_written(path)
         self._container: Any = None
         self._stream: Any = None
         self._count = 0
 
     def __enter__(self) -> Self:
         with self._explained():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._half.__enter__()
             faststart = {"movflags": "faststart"}
-            self._file = self._part.open("wb")
-            lock(self._file)  # which `writing.sweep` asks
-            self._container = self._av.open(f"file:{self._part}", "w", format="mp4", options=faststart)
+            self._container = self._av.open(f"file:{self._file.name}", "w", format="mp4", options=faststart)
         return self
 
     def write(self, frame: np.ndarray) -> None:
@@ -144,13 +142,11 @@ class VideoWriter:
                     self._container.mux(self._stream.encode())  # what the encoder held back
                     self._container.close()
                     os.fsync(self._file.fileno())
-                    self._part.replace(self.path)
+                    Path(self._file.name).replace(self.path)
         finally:
             with suppress(OSError, self._av.FFmpegError):
                 self._container.close()
-            with suppress(OSError):
-                self._part.unlink(missing_ok=True)
-            self._file.close()
+            self._half.__exit__(None, None, None)
 
     def _start(self, height: int, width: int) -> Any:
         """The one stream of the video. The colours' matrix is written down: players guess it from the size if not."""

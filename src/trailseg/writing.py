@@ -2,10 +2,11 @@
 
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -37,24 +38,36 @@ def write_whole(path: Path, content: bytes | str, keep: Path | None = None) -> P
     With `keep` the old content is kept under that name. Folders are made as needed. FileError where that fails; the
     old content is then still there.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            lock(file)  # which `sweep` asks
+        with half_written(path) as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
             if keep and path.exists():
                 keep.unlink(missing_ok=True)
                 _link(path, keep)
-            part.replace(path)
+            Path(file.name).replace(path)
         _flush_names(path.parent)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise FileError(path, f"cannot be written ({error.strerror})", "make room or give permission there") from None
     return path
+
+
+@contextmanager
+def half_written(path: Path) -> Iterator[IO[bytes]]:
+    """A file open beside `path`, in which to write what shall replace it; not replaced, it goes with the block.
+
+    `sweep` leaves it alone while this process lives. Folders are made as needed. OSError where that fails.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            lock(file)
+            yield file
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _link(path: Path, name: Path) -> None:
@@ -76,7 +89,7 @@ def _flush_names(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes from a folder what `write_whole` left half-written in processes that are gone."""
+    """Removes from a folder what is `half_written` of processes that are gone."""
     for part in folder.glob(".*.part"):
         with suppress(OSError), part.open("rb") as file:
             if lock(file):

@@ -27,8 +27,7 @@ from torch import Tensor
 from trailseg.data.files import Picture
 from trailseg.data.memory import Counts, Memory, decode, resized
 from trailseg.errors import FileError
-from trailseg.locks import lock
-from trailseg.writing import sweep, write_whole
+from trailseg.writing import half_written, sweep, write_whole
 
 FORMAT = 2  # of an entry; raise it when the files below, or what decoding gives, change
 
@@ -108,27 +107,22 @@ def _write(pictures: Sequence[Picture], size: tuple[int, int], data: Path, *, sk
 
     There is room for the images and labels of all pictures; those of bad ones are left empty, at the end of each.
     """
-    data.parent.mkdir(parents=True, exist_ok=True)
     sweep(data.parent)
-    part = data.with_name(f".{data.name}.{os.getpid()}.part")
     labels, end = 3 * len(pictures) * prod(size), 4 * len(pictures) * prod(size)
     names, shapes, sums, left_out = list[str](), list[list[int]](), list[list[int]](), list[FileError]()
-    try:
-        with part.open("wb") as file:
-            lock(file)  # which `sweep` asks
-            for name, image, label, truth in resized(pictures, size, left_out if skip_bad else None):
-                place = len(names)
-                wanted = ((3 * place * prod(size), image), (labels + place * prod(size), label), (end, truth))
-                for start, values in wanted:
-                    file.seek(start)
-                    file.write(np.ascontiguousarray(values).data)
-                end += truth.size
-                names.append(name)
-                shapes.append(list(truth.shape))
-                sums.append([_sum(image, label), _sum(truth)])
-        part.replace(data)
-    finally:
-        part.unlink(missing_ok=True)
+    with half_written(data) as file:
+        for name, image, label, truth in resized(pictures, size, left_out if skip_bad else None):
+            place = len(names)
+            wanted = ((3 * place * prod(size), image), (labels + place * prod(size), label), (end, truth))
+            for start, values in wanted:
+                file.seek(start)
+                file.write(np.ascontiguousarray(values).data)
+            end += truth.size
+            names.append(name)
+            shapes.append(list(truth.shape))
+            sums.append([_sum(image, label), _sum(truth)])
+        file.flush()
+        Path(file.name).replace(data)
     entry = Entry(end, names, shapes, sums, [[str(fault.path), fault.problem, fault.remedy] for fault in left_out])
     counts = _map(data, size, len(pictures), entry).counts
     write_whole(_index(data), json.dumps(asdict(replace(entry, counts=asdict(counts)))))
