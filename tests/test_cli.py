@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from rich.console import Console
 from small import reconfigured
 
 import trailseg.experiment
@@ -195,6 +196,16 @@ def test_a_cut_run_is_told_how_to_go_on_and_ends_as_if_uncut(
     before = content(out / "checkpoints")
     assert run(["train", "--resume", str(out), "device=cpu"]) == 0  # a finished run stays as it is
     assert content(out / "checkpoints") == before
+
+
+def test_the_time_that_is_left_is_told_by_the_last_epochs(capsys: pytest.CaptureFixture[str]):
+    progress = trailseg.experiment.EpochProgress(Console(), "v6", done=0, epochs=100)
+    for epoch in range(1, 21):  # the machine slept in the fifth
+        progress(
+            {"epoch": epoch, "loss": 1, "val": None, "seconds": 9000 if epoch == 5 else 3, "pictures_per_second": 9}
+        )
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "v6  epoch 20/100  loss 1.0000  9.0 pictures/s  0:04:00 left"
 
 
 def test_a_training_stopped_from_the_keyboard_leaves_one_line_and_a_run_to_go_on_with(tmp_path: Path):

@@ -1,5 +1,6 @@
 """What a person sees while a network trains: one line an epoch, and a bar where the output is a terminal."""
 
+from collections import deque
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +16,7 @@ class EpochProgress:
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         self._bar = Progress(*columns, *times, console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task(name, total=epochs, completed=done)
-        self._seconds: list[float] = []
+        self._seconds = deque[float](maxlen=10)  # of the last epochs: a pause is soon forgotten
 
     def __enter__(self) -> "EpochProgress":
         self._bar.start()
