@@ -239,6 +239,8 @@ def test_runs_of_other_sizes_share_a_table_and_those_of_other_pictures_do_not(tm
 def test_runs_of_a_row_that_differ_in_more_than_the_seed_are_noted(tmp_path):
     make_run(tmp_path / "1", "single", entry(3, [FIRST]), lr=0.1)
     make_run(tmp_path / "2", "single", entry(3, [GOOD]), lr=0.2)
+    make_run(tmp_path / "3", "mine", entry(3, [FIRST]), fuse_start="random")
+    make_run(tmp_path / "4", "mine", entry(3, [GOOD]), seed=1)  # older than that option
     notes = tables(tmp_path)[0].notes
     assert [("more than the seed (lr)" in note, "same seed" in note) for note in notes] == [
         (True, False),

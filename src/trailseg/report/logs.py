@@ -4,7 +4,7 @@ Legend: S steps, K classes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trailseg import runs
+from trailseg.config import TrainOptions
 from trailseg.errors import FileError
 from trailseg.labels import RGB
 from trailseg.metrics import measures
@@ -76,7 +77,7 @@ class Run:
     seed: int
     epochs_planned: int
     options: Mapping[str, Any]
-    """What it computes: all options but where it was computed and kept."""
+    """What it computes: all options but where it was computed and kept; of those younger than the run the default."""
     network: Network
     data: Data
     versions: Mapping[str, str]
@@ -122,12 +123,13 @@ def _read(folder: Path) -> Run:
     config, log = stored.config, stored.log()
     try:
         network, data, options = config["network"], config["data"], config["options"]
+        all_options = asdict(TrainOptions()) | options
         run = Run(
             path=folder,
             name=str(config["name"]),
             seed=int(options["seed"]),
             epochs_planned=int(options["epochs"]),
-            options={name: value for name, value in options.items() if name not in runs.PLACE},
+            options={name: value for name, value in all_options.items() if name not in runs.PLACE},
             network=Network(**{name: network[name] for name in Network.__dataclass_fields__}),
             data=Data(
                 name=str(data["name"]),
