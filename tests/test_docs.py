@@ -67,24 +67,35 @@ def test_the_readmes_figures_are_those_of_the_committed_logs(results):
 
 
 def controls(rows):
-    """What a network gains by its steps, beside one step of it and beside a core for each step."""
+    """What a network gains by its steps, and over its two controls with the seeds that both have."""
     half = rows["gated-half"]
-    trail, last = ", ".join(stat.percent() for stat in half.miou), half.miou[-1].mean
-    grown = 100 * (last - half.miou[0].mean)
-    yield f"- **Its own steps**: gated-half scores {trail} % mIoU, {grown:+.1f} from the first on."
+    yield (
+        f"- **Its own steps**: gated-half scores {', '.join(stat.percent() for stat in half.miou)} % mIoU, "
+        f"{half.growth.percent('+')} from the first on."
+    )
     if once := rows.get("once"):
         yield (
             f"- **One step at equal parameters** (`once`: the same network trained for its first step alone, at "
             f"{once.macs / half.macs:.0%} of the multiply-accumulates) scores {once.miou[0].percent()} %: four steps "
-            f"bring {100 * (last - once.miou[0].mean):+.1f} points over it."
+            f"bring {_gains(half, once)} points over it{_by_seed(half, once)}."
         )
     if stack := rows.get("stack"):
         size, more = (row.network.parameters / 1e6 for row in (half, stack))
         yield (
             f"- **No sharing at equal multiply-accumulates** (`stack`: a core for each step, {more:.2f}M parameters, "
-            f"not {size:.2f}M) scores {stack.miou[-1].percent()} %: sharing brings "
-            f"{100 * (last - stack.miou[-1].mean):+.1f} points."
+            f"not {size:.2f}M) scores {stack.miou[-1].percent()} %: sharing brings {_gains(half, stack)} "
+            f"points{_by_seed(half, stack)}."
         )
+
+
+def _gains(row, control):
+    ends = [{run.seed: 100 * run.miou[-1, -1] for run in r.runs} for r in (row, control)]
+    return ", ".join(f"{ends[0][seed] - end:+.1f}" for seed, end in ends[1].items())
+
+
+def _by_seed(row, control):
+    assert {run.seed for run in control.runs} <= {run.seed for run in row.runs}
+    return f", with seed {', '.join(str(run.seed) for run in control.runs)}"
 
 
 def test_the_docs_say_what_the_optimiser_brings():
