@@ -123,6 +123,10 @@ def test_what_cannot_be_packed_is_told_in_a_line_and_nothing_is_left(
             "(lr 0.01, not 0.02); name a run that differs in",
         ),
         (
+            [runs / "all", "out={new}", f"measured_by={runs / 'one'},{runs / 'all'}"],
+            "(train_on train, not train+val); name a run that differs in",
+        ),
+        (
             [runs / "all", "out={new}", f"measured_by={runs / 'longer'}"],
             "(epochs 1, not 3); name a run that differs in",
         ),
@@ -170,6 +174,23 @@ def test_the_card_gives_the_sisters_last_measures_and_says_whose_they_are(runs: 
     (line,) = re.findall(r"finds some classes badly.*: (.*)\.", text)
     assert weak
     assert set(re.findall(r"([a-z ]+) \(", line.replace(", ", ","))) == weak
+
+
+def test_the_card_gives_the_means_of_several_sisters_and_how_far_they_lie_apart(runs: Path, tmp_path: Path):
+    train(tmp_path / "two", "iterative-v4", ema=0.5, seed=1)
+    words = [f"out={tmp_path / 'new'}", f"measured_by={runs / 'one'},{tmp_path / 'two'}"]
+    assert run(["pack", str(runs / "all"), *words]) == 0
+    found = json.loads((tmp_path / "new" / "measures.json").read_text())
+    assert (found["runs"], found["own"]) == (["one", "two"], False)
+    vals = [Run.open(folder).log()[-1]["val"] for folder in (runs / "one", tmp_path / "two")]
+    for step, *both in zip(found["val"]["steps"], *(val["steps"] for val in vals), strict=True):
+        assert step["miou"] == pytest.approx(sum(one["miou"] for one in both) / 2)
+        assert step["iou"]["terrain"] == pytest.approx(sum(one["iou"]["terrain"] for one in both) / 2)
+    text = (tmp_path / "new" / "card.md").read_text()
+    low, high = sorted(100 * val["steps"][-1]["miou"] for val in vals)
+    assert low < high
+    assert "**Not these weights but those of `one`, `two`**" in text
+    assert f": their means, of last steps between {low:.1f} and {high:.1f} % mIoU, after epoch 1" in text
 
 
 def test_the_card_of_pictures_that_were_trained_on_says_so(runs: Path, tmp_path: Path):
@@ -310,8 +331,8 @@ finally:
 
 
 def test_as_many_steps_of_training_in_fewer_epochs_of_more_pictures_are_the_same_training(runs: Path):
-    found = measures(Run.open(runs / "as long"), Run.open(runs / "longer"))
-    assert (found["run"], found["train"], found["epoch"]) == ("longer", 4, 3)
+    found = measures(Run.open(runs / "as long"), [Run.open(runs / "longer")])
+    assert (found["runs"], found["train"], found["epoch"]) == (["longer"], 4, 3)
 
 
 @pytest.mark.parametrize("hidden", [OTHERS, ["torch"], ["safetensors"]], ids=lambda names: names[0])
@@ -361,8 +382,10 @@ def test_the_card_of_a_network_of_the_package_is_up_to_date(real: Path):
 
 def test_the_measures_of_a_network_of_the_package_are_those_of_a_committed_log(real: Path):
     found = json.loads((real / "measures.json").read_text())
-    logs = [Run(path.parent).log()[-1] for path in (ROOT / "results").glob(f"*/{found['run']}/log.jsonl")]
-    assert [log for log in logs if log["val"].items() >= found["val"].items() and log["epoch"] == found["epoch"]]
+    sisters = [Run.open(ROOT / "results" / real.name / name) for name in found["runs"]]
+    name = sisters[0].config["name"]
+    assert len(sisters) == len(list((ROOT / "results" / real.name).glob(f"{name}-seed?"))), "leaves out seeds"
+    assert found == measures(Run.open(real), sisters)
 
 
 def test_a_network_of_the_package_answers_alike_in_both_forms(real: Path):

@@ -67,8 +67,9 @@ def card(folder: Path) -> str:
 def read_measures(folder: Path) -> dict[str, Any]:
     """What measures.json holds.
 
-    Keys: run (the one that was measured), own (whether that is the packed one), train_on and train (the splits and the
-    number of pictures that it was trained on), epoch, and val, a record of the log without its confusion.
+    Keys: runs (those measured), own (whether that is the packed one), train_on and train (the splits and the number of
+    pictures that they were trained on), epoch, miou (0..1, of the last step of each), and val, a record of the
+    log without its confusion: their mean.
     """
     path = folder / "measures.json"
     try:
@@ -80,10 +81,13 @@ def read_measures(folder: Path) -> dict[str, Any]:
 def whose(run: Run, measured: Mapping[str, Any]) -> str:
     """Which weights were measured on what, and whether they had been trained on it."""
     split = measured["val"]["split"]
+    names, ends = ", ".join(f"`{name}`" for name in measured["runs"]), measured["miou"]
     of = "These weights" if measured["own"] else (
-        f"**Not these weights but those of `{measured['run']}`**, trained with the same options on "
+        f"**Not these weights but those of {names}**, trained with the same options on "
         f"`{measured['train_on']}` ({measured['train']} pictures)"
     )  # fmt: skip
+    if len(ends) > 1:
+        of += f": their means, of last steps between {percent(min(ends))} and {percent(max(ends))} % mIoU"
     text = f"{of}, after epoch {measured['epoch']}, on `{split}` at full size: {measured['val']['images']} pictures"
     if share(measured["train_on"], split):
         return f"{text}. **These pictures were trained on: no measure of how well it does on new ones.**"

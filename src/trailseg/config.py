@@ -410,7 +410,8 @@ class PackOptions:
     out: str
     """Folder to write; it works wherever a run directory does."""
     measured_by: str | None = None
-    """Run whose last measures the card gives: the same options and training steps, on fewer splits (default: this)."""
+    """Runs, joined by commas, whose last measures, on average, the card gives: the same options and training steps, on
+    fewer splits, each with its seed (default: this run)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,10 @@
 """Packing a finished run for others: its weights alone, an ONNX file, and a model card."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -27,7 +29,7 @@ def pack(options: PackOptions) -> Path:
         raise FileError(out, "is there already", "say another out=, or remove it")
     if not run.done:
         raise FileError(run.folder, f"is not finished ({run.summary()})", f"say `trailseg train resume={run.folder}`")
-    found = measures(run, Run.open(options.measured_by) if options.measured_by else None)
+    found = measures(run, [Run.open(folder) for folder in (options.measured_by or "").split(",") if folder])
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
         folder = Path(beside) / out.name
@@ -40,31 +42,57 @@ def pack(options: PackOptions) -> Path:
     return out
 
 
-def measures(run: Run, sister: Run | None) -> dict[str, Any]:
-    """The last validation of a run, or of its sister, with what that was trained on: see `card.read_measures`."""
-    measured = sister or run
-    trained = measured.options
-    if sister is not None:
-        may_differ = ["train_on", "val_on", "val_every"]
-        if abs(_optimiser_steps(run) / _optimiser_steps(sister) - 1) < 0.01:
-            may_differ.append("epochs")  # fewer of more pictures
-        same = replace(trained, **{name: getattr(run.options, name) for name in may_differ})
-        if differences := run.differences(same):
-            problem = f"was trained otherwise than {run.folder} ({'; '.join(differences)})"
-            raise FileError(sister.folder, problem, "name a run that differs in its splits alone")
-        if sister.config["data"]["classes"] != run.config["data"]["classes"]:
-            raise FileError(sister.folder, f"has other classes than {run.folder}", "name another run")
-    log = measured.log()
-    if not log or log[-1]["epoch"] < trained.epochs:
-        raise FileError(measured.folder / "log.jsonl", "does not reach the last epoch", "finish the run, or restore it")
+def measures(run: Run, sisters: Sequence[Run]) -> dict[str, Any]:
+    """The last validation of a run, or that of its sisters on average, with what they were trained on.
+
+    See `card.read_measures`; FileError where a sister differs in more than seed and splits, or from the first in those.
+    """
+    for sister in sisters:
+        _require_alike(run, sister, ["train_on", "val_on", "val_every", "seed"])
+        _require_alike(sisters[0], sister, ["val_every", "seed"])
+    measured = sisters or [run]
+    ends = [_last(one) for one in measured]
     return {
-        "run": measured.folder.resolve().name,
-        "own": sister is None,
-        "train_on": trained.train_on,
-        "train": measured.config["data"]["train"],
-        "epoch": log[-1]["epoch"],
-        "val": {key: value for key, value in log[-1]["val"].items() if key != "confusion"},
+        "runs": [one.folder.resolve().name for one in measured],
+        "own": not sisters,
+        "train_on": measured[0].options.train_on,
+        "train": measured[0].config["data"]["train"],
+        "epoch": ends[0]["epoch"],
+        "miou": [end["val"]["steps"][-1]["miou"] for end in ends],
+        "val": _mean([{key: value for key, value in end["val"].items() if key != "confusion"} for end in ends]),
     }
+
+
+def _require_alike(run: Run, sister: Run, may_differ: list[str]) -> None:
+    if abs(_optimiser_steps(run) / _optimiser_steps(sister) - 1) < 0.01:
+        may_differ = [*may_differ, "epochs"]  # fewer of more pictures
+    same = replace(sister.options, **{name: getattr(run.options, name) for name in may_differ})
+    if differences := run.differences(same):
+        problem = f"was trained otherwise than {run.folder} ({'; '.join(differences)})"
+        raise FileError(sister.folder, problem, "name a run that differs in its splits or seed alone")
+    if sister.config["data"]["classes"] != run.config["data"]["classes"]:
+        raise FileError(sister.folder, f"has other classes than {run.folder}", "name another run")
+
+
+def _last(run: Run) -> dict[str, Any]:
+    """The record of the last epoch."""
+    log = run.log()
+    if not log or log[-1]["epoch"] < run.options.epochs:
+        raise FileError(run.folder / "log.jsonl", "does not reach the last epoch", "finish the run, or restore it")
+    return log[-1]
+
+
+def _mean(records: Sequence[Any]) -> Any:
+    """Of records of the same shape one with the means of their measures; the rest, which is alike, is the first's."""
+    first = records[0]
+    if isinstance(first, dict):
+        return {key: _mean([record[key] for record in records]) for key in first}
+    if isinstance(first, list):
+        return [_mean(values) for values in zip(*records, strict=True)]
+    if first is None or isinstance(first, float):  # a measure, or None where there was nothing to measure
+        numbers = [record for record in records if record is not None]
+        return fmean(numbers) if numbers else None
+    return first
 
 
 def _optimiser_steps(run: Run) -> int:
