@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import struct
+import sys
 import tempfile
 from collections.abc import Callable
 from hashlib import sha256
@@ -493,6 +494,10 @@ def tree(root: Path) -> str:
     return digest.hexdigest()
 
 
+@pytest.mark.skipif(
+    os.getuid() == 0 and not all(p.stat().st_mode & 1 for p in [*Path(sys.prefix).parents, *Path(__file__).parents]),
+    reason="this checkout is closed to others, so nobody cannot run it",
+)
 def test_a_data_set_is_never_written_to(open_to_all, tally):
     root, out = good(open_to_all / "set"), open_to_all / "run"
     for path in [root, *root.rglob("*")]:
