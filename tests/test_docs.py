@@ -77,25 +77,21 @@ def controls(rows):
         yield (
             f"- **One step at equal parameters** (`once`: the same network trained for its first step alone, at "
             f"{once.macs / half.macs:.0%} of the multiply-accumulates) scores {once.miou[0].percent()} %: four steps "
-            f"bring {_gains(half, once)} points over it{_by_seed(half, once)}."
+            f"bring {_gains(half, once)} over it."
         )
     if stack := rows.get("stack"):
         size, more = (row.network.parameters / 1e6 for row in (half, stack))
         yield (
             f"- **No sharing at equal multiply-accumulates** (`stack`: a core for each step, {more:.2f}M parameters, "
-            f"not {size:.2f}M) scores {stack.miou[-1].percent()} %: sharing brings {_gains(half, stack)} "
-            f"points{_by_seed(half, stack)}."
+            f"not {size:.2f}M) scores {stack.miou[-1].percent()} %: sharing brings {_gains(half, stack)}."
         )
 
 
 def _gains(row, control):
-    ends = [{run.seed: 100 * run.miou[-1, -1] for run in r.runs} for r in (row, control)]
-    return ", ".join(f"{ends[0][seed] - end:+.1f}" for seed, end in ends[1].items())
-
-
-def _by_seed(row, control):
-    assert {run.seed for run in control.runs} <= {run.seed for run in row.runs}
-    return f", with seed {', '.join(str(run.seed) for run in control.runs)}"
+    """The lead of one row over another with each seed of the other, all of which both must have."""
+    ours, theirs = ({run.seed: 100 * run.miou[-1, -1] for run in r.runs} for r in (row, control))
+    leads = ", ".join(f"{ours[seed] - end:+.1f}" for seed, end in theirs.items())
+    return f"{leads} points (seed {', '.join(map(str, theirs))})"
 
 
 def test_the_docs_say_what_the_optimiser_brings():
