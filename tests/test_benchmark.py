@@ -170,6 +170,7 @@ def test_the_figures_of_a_row_and_a_run(measured: tuple[Figures, Figures], train
         "depth": 1,
         "growth": 1.5,
         "finer": 1,
+        "standardize": "data",
         "steps": 3,
     }
     price = cost(network="single", classes=9, size=(48, 64), **parts)

@@ -52,6 +52,7 @@ GATED = {"network": "gated", "stem": "s8", "core": "dilated", "norm": "step", "f
 
 KINDS: dict[str, dict[str, Any]] = {
     "recalling loop": {"network": "iterative-v4", "warm_start": True},
+    "gated loop, each picture by itself": GATED | {"standardize": "picture"},
     "recalling gated loop": GATED | {"warm_start": True},
     "gated parts": GATED | {"parts": True},
     "loop of two cores": {"network": "iterative-v5"},

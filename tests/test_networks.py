@@ -15,6 +15,7 @@ from trailseg.networks.table import NAMED, ROWS
 
 SMALL = {
     "stem": "x2", "core": "resunet", "norm": "group", "channels": 8, "depth": 2, "growth": 1.5, "finer": 1,
+    "standardize": "data",
     "steps": 3, "classes": 5, "size": (16, 24),
 }  # fmt: skip
 SIZE_FREE = [norm for norm in NORMS if norm not in SIZE_BOUND]
@@ -329,6 +330,7 @@ def test_the_originals_cost():
         "depth": 4,
         "growth": 1.5,
         "finer": 1,
+        "standardize": "data",
     }
     shape = {"steps": 3, "classes": 10, "size": (384, 768)}
     one, two, three = (cost(network=n, **original, **shape) for n in ("iterative-v6", "iterative-v5", "res-hourglass"))
@@ -376,6 +378,20 @@ def test_the_feedback_of_finer_logits_sees_all_of_them():
     logits = state.logits.detach().requires_grad_()
     network.feedback(logits).sum().backward()
     assert logits.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("name", ["iterative-v4", "gated"])
+def test_standardized_by_itself_a_picture_says_the_same_in_any_light_and_tint(name):
+    shown = picture(2, 3, 16, 24, dtype=torch.float64)
+    tint, haze = torch.tensor([[0.5, 0.7, 0.9], [0.6, 0.8, 0.5]], dtype=torch.float64)[:, :, None, None], 0.1
+    own, data = (make(name, standardize=by).double() for by in ("picture", "data"))
+    bright = own(shown, 2)
+    torch.testing.assert_close(own(shown * tint + haze, 2), bright, rtol=0, atol=0.05)
+    assert (data(shown * tint + haze, 2) - data(shown, 2)).abs().max() > 0.5
+    torch.testing.assert_close(own(shown[1:], 2), bright[1:])  # whatever it is answered with
+    means = own.standardize(shown).mean((2, 3))
+    torch.testing.assert_close(means, torch.zeros_like(means), rtol=0, atol=1e-9)
+    assert own(torch.ones(1, 3, 16, 24, dtype=torch.float64), 2).isfinite().all()  # no deviation to divide by
 
 
 def test_a_dilated_core_needs_no_halving_and_others_do():

@@ -108,7 +108,7 @@ import torch
 from trailseg.losses import StepLoss
 from trailseg.networks.build import build
 network = build(network="iterative-v4", stem="s8", core="resunet", norm="group", channels=24, depth=1, growth=1.5,
-    finer=1, steps=3, classes=9, size=(128, 192))
+    finer=1, standardize="data", steps=3, classes=9, size=(128, 192))
 if {recompute}:
     network.save_memory()
 images, labels = torch.rand(4, 3, 128, 192), torch.zeros(4, 16, 24, dtype=torch.uint8)

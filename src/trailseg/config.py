@@ -24,6 +24,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "32", "bf16")
 OPTIMIZERS = ("adamw", "muon")
 FUSE_STARTS = ("random", "state")
+STANDARDIZE = ("data", "picture")
 CHECKPOINTS = ("last", "before", "best")
 
 TOLERANCE = 0.01
@@ -55,6 +56,9 @@ class PartsOptions:
     """Factor by which the core's channels grow a level."""
     finer: int = 1
     """How many times finer than the features the head predicts, each way: a divisor of the stem's scale."""
+    standardize: str = "data"
+    """By whose mean and deviation each colour of a picture is standardised: data (the training pictures' together:
+    original), or picture (its own, so that light and tint are gone before the stem)."""
     steps: int = 3
     """Steps of refinement S."""
     size: Size = Size(128, 256)
@@ -65,6 +69,7 @@ class PartsOptions:
         require_range(self, 1, STEPS_LIMIT, "steps")
         require_range(self, 0, 10, "depth")
         require_range(self, 1, 8, "finer")
+        require("standardize", self.standardize, STANDARDIZE)
         require_range(self, 0.1, 10, "growth")
 
 

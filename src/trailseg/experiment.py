@@ -186,7 +186,7 @@ def _first_weights(options: TrainOptions, labels: LabelSet, memory: Memory, *, b
 
 def take_stem(network: Recurrence, options: TrainOptions, source: Run) -> None:
     """Copies the stem and the pictures' mean and deviation of another run; FileError where its stem is another."""
-    for option in ("stem", "channels", "norm"):
+    for option in ("stem", "channels", "norm", "standardize"):
         mine, theirs = getattr(options, option), getattr(source.options, option)
         if mine != theirs:
             raise FileError(source.folder, f"its stem has {option}={theirs}, not {mine}", f"say {option}={theirs}")

@@ -23,6 +23,7 @@ def build(
     depth: int,
     growth: float,
     finer: int,
+    standardize: str,
     steps: int,
     classes: int,
     size: Size,
@@ -69,6 +70,7 @@ def build(
             for _ in range({"none": 0, "shared": 1, "own": steps - 1}[row.context] if max_steps != 1 else 0)
         ],
         gate=nn.Conv2d(2 * channels, channels, 1) if row.gated else None,
+        by_picture=standardize == "picture",
         residual=row.residual,
         scalars=0 if max_steps == 1 else steps - 1 if row.cores == "S" else 1,
         max_steps=max_steps,

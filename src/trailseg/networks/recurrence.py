@@ -40,6 +40,7 @@ class Recurrence(nn.Module):
 
     cores, fuses: step t uses the t-th, or the last where there are fewer; no fuses where no context is copied.
     feedback: from logits to what is added to the next input; None only where there is never a second step.
+    by_picture: whether a picture is standardised by its own mean and deviation, not by the training pictures'.
     gate: from concat(input, output) of a core to the logits of the share of its output that counts; None for all of it.
     scalars: how many alphas and betas to learn, one for all steps or one for each step after the first.
     max_steps: the most steps `forward` accepts; None for any number.
@@ -48,6 +49,7 @@ class Recurrence(nn.Module):
     bound_to: the padded (H, W) that size-bound norms tie the weights to; None where any size fits.
     """
 
+    FAINT = 4e-4  # variance of a channel in 0..1 from which on a picture counts as one that shows something
     mean: Tensor
     std: Tensor
 
@@ -60,6 +62,7 @@ class Recurrence(nn.Module):
         feedback: nn.Module | None,
         fuses: Sequence[nn.Module],
         gate: nn.Module | None,
+        by_picture: bool,
         residual: bool,
         scalars: int,
         max_steps: int | None,
@@ -76,7 +79,7 @@ class Recurrence(nn.Module):
         self.fuses = nn.ModuleList(fuses)
         self.gate = gate
         self.step_norms = [module for core in cores for module in core.modules() if isinstance(module, StepNorm)]
-        self.residual = residual
+        self.by_picture, self.residual = by_picture, residual
         self.max_steps, self.bound_to = max_steps, bound_to
         self.recompute = self.channels_last = False
         self.stride, self.scale, self.multiple = stride, scale, multiple
@@ -109,7 +112,14 @@ class Recurrence(nn.Module):
         """The context (B, F, h, w) of image (B, 3, H, W), RGB in 0..1; OptionError on a size that does not suit."""
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        return self.stem(self.pad((image - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)))
+        return self.stem(self.pad(self.standardize(image)))
+
+    def standardize(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W) with each channel's mean and deviation, its own or those of training, taken out."""
+        if self.by_picture:
+            centred = image - image.mean((2, 3), keepdim=True)
+            return centred / (centred.square().mean((2, 3), keepdim=True) + self.FAINT).sqrt()
+        return (image - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)
 
     def step(self, t: int, context: Tensor, before: State | None) -> State:
         """Step t, from 0, after the state that the step `before` it left; None only before step 0."""
