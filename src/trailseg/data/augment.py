@@ -45,6 +45,7 @@ PRESETS = {
     "seed": Augmentation(flip=0.5, angles=(-30.0, -15.0, 0.0, 15.0, 30.0)),
     "drive": Augmentation(flip=0.5, tilt=5.0, zoom=(0.75, 1.5), shift=0.1, light=0.3),
     "views": Augmentation(flip=0.5, tilt=5.0, zoom=(0.7, 2.0), roam=1.0),
+    "mild": Augmentation(flip=0.5, tilt=5.0, zoom=(0.7, 2.0), roam=1.0, light=0.2, gamma=1.5, mix=0.5),
     "weather": Augmentation(flip=0.5, tilt=5.0, zoom=(0.7, 2.0), roam=1.0, light=0.5, gamma=1.8, tint=0.15),
     "robust": Augmentation(flip=0.5, tilt=5.0, zoom=(0.7, 2.0), roam=1.0, light=0.5, gamma=1.8, tint=0.15, mix=0.5),
 }
