@@ -104,6 +104,7 @@ def test_the_docs_say_what_the_optimiser_brings():
         return {"seeds": len(steps), "mIoU": sum(100 * s[-1]["miou"] for s in steps) / len(steps)} | classes
 
     rows = {
+        "gated-half-own, Muon": of("camvid", "gated-half-own"),
         "gated-half, Muon": of("camvid", "gated-half"),
         "gated-half, AdamW": of("camvid-adamw", "gated-half-long"),
         "once, Muon": of("camvid", "once"),
