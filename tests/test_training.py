@@ -169,6 +169,8 @@ def test_a_trained_stem_is_taken_over_and_stays_as_it_is_if_frozen(tmp_path):
     assert any(not torch.equal(weights(free)[k], v) for k, v in stem.items())
     with pytest.raises(FileError, match=r"its stem has stem=x2, not x4"):
         train(tmp_path / "wrong", stem="x4", stem_from=str(source.folder))
+    with pytest.raises(FileError, match=r"its stem has standardize=data, not picture"):
+        train(tmp_path / "other", standardize="picture", stem_from=str(source.folder))
     assert not (tmp_path / "wrong").exists()
 
 
