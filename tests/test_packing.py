@@ -91,14 +91,15 @@ def test_a_packed_run_is_slim_and_answers_as_the_run_with_its_averaged_weights(r
     )
 
 
-def test_no_path_of_the_machine_is_packed(runs: Path, tmp_path: Path):
+@pytest.mark.parametrize("option", ["start_from", "stem_from"])
+def test_no_path_of_the_machine_is_packed(option: str, runs: Path, tmp_path: Path):
     source = shutil.copytree(runs / "one", tmp_path / "source")
-    stem = ("stem_from: null", "stem_from: /home/me/runs/stem")
-    reconfigured(source, lambda text: text.replace("root: null", "root: /home/me/data").replace(*stem))
+    first = (f"{option}: null", f"{option}: /home/me/runs/first")
+    reconfigured(source, lambda text: text.replace("root: null", "root: /home/me/data").replace(*first))
     assert run(["pack", str(source), f"out={tmp_path / 'packed'}"]) == 0
     for name, data in content(tmp_path / "packed").items():
         assert not re.search(rb"/home/|/work/|" + str(tmp_path).encode(), data), name
-    assert Run.open(tmp_path / "packed").options.stem_from == "stem"
+    assert getattr(Run.open(tmp_path / "packed").options, option) == "first"
 
 
 def test_what_cannot_be_packed_is_told_in_a_line_and_nothing_is_left(

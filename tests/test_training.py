@@ -20,7 +20,8 @@ from trailseg.data import augment, memory
 from trailseg.errors import FileError, OptionError
 from trailseg.evaluation import evaluate, evaluate_run
 from trailseg.losses import StepLoss
-from trailseg.runs import Run, build_network
+from trailseg.predictor import find_model
+from trailseg.runs import Run, build_network, network_options
 from trailseg.training import draw_steps, learning_rate
 
 TINY = TrainOptions(
@@ -167,11 +168,34 @@ def test_a_trained_stem_is_taken_over_and_stays_as_it_is_if_frozen(tmp_path):
     assert all(torch.equal(weights(frozen)[k], v) for k, v in stem.items())
     assert not any(k.startswith("optimizer.") and ".stem." in k for k in weights(frozen))
     assert any(not torch.equal(weights(free)[k], v) for k, v in stem.items())
-    with pytest.raises(FileError, match=r"its stem has stem=x2, not x4"):
+    with pytest.raises(FileError, match=r"its weights are for stem=x2, not stem=x4"):
         train(tmp_path / "wrong", stem="x4", stem_from=str(source.folder))
-    with pytest.raises(FileError, match=r"its stem has standardize=data, not picture"):
+    with pytest.raises(FileError, match=r"its weights are for standardize=data, not standardize=picture"):
         train(tmp_path / "other", standardize="picture", stem_from=str(source.folder))
     assert not (tmp_path / "wrong").exists()
+
+
+def test_a_training_begins_with_the_weights_of_another_run(tmp_path):
+    source = train(tmp_path / "source")
+    still = {"start_from": str(source.folder), "lr": 1e-29, "epochs": 1, "seed": 5}
+    same = train(tmp_path / "same", **still, pictures=4).weights()
+    assert same.keys() == source.weights().keys()
+    assert all(torch.equal(same[name], value) for name, value in source.weights().items())
+    others = train(tmp_path / "others", **still, labels="fine").weights()
+    anew = {name for name, value in source.weights().items() if not torch.equal(others[name], value)}
+    assert {name.split(".")[0] for name in anew} == {"head", "feedback"}
+    assert others["head.bias"].shape == (23,)
+
+
+def test_a_training_begins_with_the_network_of_the_package(tmp_path):
+    packed = Run.open(find_model("camvid"))
+    parts = network_options(packed.options) | {"steps": 2, "size": Size(32, 48)}
+    heir = train(tmp_path / "heir", **parts, start_from="camvid", lr=1e-29, epochs=1, labels="coarse")
+    kernels = {
+        name: value for name, value in packed.weights().items() if name.startswith("cores.") and value.dim() == 4
+    }
+    assert kernels
+    assert all(torch.equal(heir.weights()[name], value) for name, value in kernels.items())
 
 
 def test_best_holds_the_weights_of_the_best_validation_and_last_those_of_the_last(tmp_path):

@@ -160,6 +160,9 @@ class TrainOptions(DataOptions, NetworkOptions):
     """Splits to validate on; with camvid also only-DRIVE."""
     val_every: int = 1
     """Epochs from one validation to the next; the last epoch is always validated."""
+    start_from: str | None = None
+    """Run directory, or network of the package, to take the first weights from; where its classes are others, the
+    head and what hears the head begin anew."""
     stem_from: str | None = None
     """Run directory to take the trained stem from, as the original did."""
     freeze_stem: bool = False
@@ -197,8 +200,10 @@ class TrainOptions(DataOptions, NetworkOptions):
             raise OptionError(f"lr={self.lr}: take a learning rate above 0, such as 0.001")
         if self.norm in ("batch", "step") and self.devices * self.nodes > 1:
             raise OptionError(f"norm={self.norm}: each process would take statistics of its own; take norm=group")
-        if self.freeze_stem and self.stem_from is None:
+        if self.freeze_stem and self.stem_from is None and self.start_from is None:
             raise OptionError("freeze_stem=true needs a trained stem: say stem_from=RUN")
+        if self.stem_from is not None and self.start_from is not None:
+            raise OptionError(f"stem_from={self.stem_from}: start_from= brings a stem with it; leave one out")
         if self.resume and self.out:
             raise OptionError(f"out={self.out}: a run goes on in its own folder, {self.resume}; leave out= away")
 

@@ -30,6 +30,7 @@ from trailseg.locks import alone
 from trailseg.networks.cost import cost
 from trailseg.networks.recurrence import Recurrence
 from trailseg.networks.table import ROWS
+from trailseg.predictor import find_model
 from trailseg.progress import EpochProgress
 from trailseg.runs import Run, build_network, changed, network_options, versions
 from trailseg.training import Training, make_fabric, make_repeatable, together
@@ -179,22 +180,41 @@ def _first_weights(options: TrainOptions, labels: LabelSet, memory: Memory, *, b
     mean, std = memory.mean_and_std()
     network.mean.copy_(mean)
     network.std.copy_(std)
+    if options.start_from is not None and not begun:
+        take_weights(network, options, labels, Run.open(find_model(options.start_from)))
     if options.stem_from is not None and not begun:
         take_stem(network, options, Run.open(options.stem_from))
     return network
 
 
+def take_weights(network: Recurrence, options: TrainOptions, labels: LabelSet, source: Run) -> None:
+    """Copies the weights of another run, head and feedback only where its classes are the same; FileError where its
+    network is another."""
+    _require_same(
+        options, source, "network", "stem", "core", "norm", "channels", "depth", "growth", "finer", "standardize"
+    )
+    weights = source.weights()
+    if source.config["data"]["classes"] != list(labels.classes):
+        weights |= {n: value for n, value in network.state_dict().items() if n.startswith(("head.", "feedback."))}
+    load_weights(network, weights, source.checkpoint("last"))
+
+
 def take_stem(network: Recurrence, options: TrainOptions, source: Run) -> None:
     """Copies the stem and the pictures' mean and deviation of another run; FileError where its stem is another."""
-    for option in ("stem", "channels", "norm", "standardize"):
-        mine, theirs = getattr(options, option), getattr(source.options, option)
-        if mine != theirs:
-            raise FileError(source.folder, f"its stem has {option}={theirs}, not {mine}", f"say {option}={theirs}")
-    path = source.checkpoint("last")
+    _require_same(options, source, "stem", "channels", "norm", "standardize")
     weights = source.weights()
-    load_weights(network.stem, strip(weights, "stem."), path)
+    load_weights(network.stem, strip(weights, "stem."), source.checkpoint("last"))
     network.mean.copy_(weights["mean"])
     network.std.copy_(weights["std"])
+
+
+def _require_same(options: TrainOptions, source: Run, *names: str) -> None:
+    """FileError where the run whose weights are to be taken has other values of these options."""
+    pairs = {name: (getattr(options, name), getattr(source.options, name)) for name in names}
+    other = {name: both for name, both in pairs.items() if both[0] != both[1]}
+    if other:
+        mine, theirs = (" ".join(f"{name}={both[i]}" for name, both in other.items()) for i in (0, 1))
+        raise FileError(source.folder, f"its weights are for {theirs}, not {mine}", f"say {theirs}")
 
 
 def check(options: TrainOptions) -> DataSet | Procedural:

@@ -102,5 +102,5 @@ def _optimiser_steps(run: Run) -> int:
 def placeless(run: Run) -> dict[str, Any]:
     """A run's configuration without the paths of the machine that it was trained on."""
     given = run.config["options"]
-    stem = given.get("stem_from") and Path(given["stem_from"]).name
-    return run.config | {"options": given | {"root": None, "stem_from": stem}}
+    sources = {name: given.get(name) and Path(given[name]).name for name in ("start_from", "stem_from")}
+    return run.config | {"options": given | {"root": None} | sources}
