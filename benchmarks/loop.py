@@ -19,7 +19,7 @@ import torch
 from trailseg import training
 from trailseg.config import TrainOptions
 from trailseg.data.cache import decoded
-from trailseg.data.memory import batches, labels_at_scale
+from trailseg.data.memory import batches
 from trailseg.data.readers import select
 from trailseg.experiment import check
 from trailseg.parsing import from_mapping, read_words
@@ -58,7 +58,7 @@ def ratios(options: TrainOptions, rounds: int) -> list[tuple[float, float]]:
     def steps(number: int) -> int:
         for _ in range(count // options.batch):
             logits = trained.wrapped_network(images, network.up_to(options.steps), 0)
-            sums, counts = trained.criterion(logits, labels_at_scale(labels, network.scale))
+            sums, counts = trained.criterion(logits, trained.target(labels))
             trained.wrapped_optimizer.zero_grad()
             fabric.backward((sums / counts.clamp(min=1)).sum())
             trained.wrapped_optimizer.step()

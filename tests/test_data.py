@@ -753,6 +753,18 @@ def test_labels_at_scale_take_the_middle_of_each_square(scale: int, size: tuple[
             assert small[0, y, x] == (labels[0, *middle] if inside else IGNORE)
 
 
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [(16, 24), (17, 23), (3, 5)])
+def test_shares_at_scale_are_those_of_the_classes_in_each_square(scale: int, size: tuple[int, int]):
+    labels = torch.randint(0, 4, (2, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels[labels == 3] = IGNORE
+    shares = memory.shares_at_scale(labels, scale, 3)
+    assert shares.shape == (2, 3, -(-size[0] // scale), -(-size[1] // scale))
+    for b, k, y, x in np.ndindex(*shares.shape):
+        square = labels[b, y * scale : (y + 1) * scale, x * scale : (x + 1) * scale]
+        assert shares[b, k, y, x] == (square == k).sum() / scale**2
+
+
 # --- Procedural scenes and counts
 
 

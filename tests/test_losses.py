@@ -141,6 +141,28 @@ def test_lovasz_is_of_the_last_step_alone():
     assert torch.equal(sums[0], StepLoss(dice=0, gamma=1)(logits, labels)[0][0])
 
 
+def test_shares_that_are_all_or_nothing_cost_what_classes_do():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 2, 4, 5, 6), torch.randint(0, 4, (3, 5, 6), dtype=torch.uint8)
+    labels[0, 0], labels[2] = IGNORE, IGNORE
+    shares = (labels[:, None] == torch.arange(4).view(4, 1, 1)).float()
+    for weights in (None, torch.tensor([0.5, 1, 2, 3])):
+        loss = StepLoss(dice=0.5, gamma=0.7, lovasz=0.3, weights=weights)
+        for mine, theirs in zip(loss(logits, shares), loss(logits, labels), strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+def test_shares_by_hand():
+    """Two pixels of the probabilities 1/2, 1/2 and 3/4, 1/4; the second is not scored for a half of it."""
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]).view(1, 1, 2, 1, 2)
+    shares = torch.tensor([[0.25, 0.5], [0.75, 0.0]]).view(1, 2, 1, 2)
+    sums, counts = StepLoss(dice=1, gamma=1)(logits, shares)
+    first = (2 * (0.25 * 0.5 + 0.5 * 0.75) + 1) / (0.5 + 0.5 * 0.75 + 0.75 + 1)
+    second = (2 * 0.75 * 0.5 + 1) / (0.5 + 0.5 * 0.25 + 0.75 + 1)
+    assert sums.tolist() == pytest.approx([math.log(2) + 0.5 * math.log(4 / 3), 1 - (first + second) / 2])
+    assert counts.tolist() == [1.5, 1]
+
+
 def test_class_weights_are_enets_and_cross_entropy_their_weighted_mean():
     counts = torch.tensor([900, 100, 0])
     weights = class_weights(counts, 1.1)

@@ -224,10 +224,10 @@ def test_schedules(tmp_path):
     assert losses[0][1] != losses[1][1]
 
 
-@pytest.mark.parametrize("dice", [0.0, 0.7])
-def test_the_logged_loss_is_that_of_the_augmented_pictures(tmp_path, dice):
+@pytest.mark.parametrize(("dice", "target"), [(0.0, "centre"), (0.7, "centre"), (0.7, "area")])
+def test_the_logged_loss_is_that_of_the_augmented_pictures(tmp_path, dice, target):
     """With a rate of next to nothing the weights stay, so that an epoch's loss can be worked out from outside."""
-    options = replace(TINY, lr=1e-20, dice=dice, seed=3, augment="drive", epochs=2)
+    options = replace(TINY, lr=1e-20, dice=dice, target=target, seed=3, augment="drive", epochs=2)
     run = study_of(options, tmp_path / "run")
     source = experiment.check(options)
     pictures = memory.decode(source.split("train"), options.size)
@@ -239,7 +239,8 @@ def test_the_logged_loss_is_that_of_the_augmented_pictures(tmp_path, dice):
             drawn = augment.draw(augment.PRESETS["drive"], seed=3, epoch=epoch, places=places)
             whole = pictures.images[order[places]] / 255, pictures.labels[order[places]]
             images, labels = augment.apply(*whole, drawn, options.size)
-            sums, counts = StepLoss(dice=dice, gamma=1)(network(images, 2), memory.labels_at_scale(labels, 2))
+            truth = memory.labels_at_scale(labels, 2) if target == "centre" else memory.shares_at_scale(labels, 2, 9)
+            sums, counts = StepLoss(dice=dice, gamma=1)(network(images, 2), truth)
             total += float((sums / counts).sum()) * len(places)
         assert run.log()[epoch - 1]["loss"] == pytest.approx(total / 7, rel=1e-5)
 

@@ -25,6 +25,7 @@ PRECISIONS = ("auto", "32", "bf16")
 OPTIMIZERS = ("adamw", "muon")
 FUSE_STARTS = ("random", "state")
 STANDARDIZE = ("data", "picture")
+TARGETS = ("centre", "area")
 CHECKPOINTS = ("last", "before", "best")
 
 TOLERANCE = 0.01
@@ -134,6 +135,9 @@ class TrainOptions(DataOptions, NetworkOptions):
     """What a fuse of context and state gives at first: random (a mix: original), or state (as where none is copied)."""
     balance: float | None = None
     """c in a class's weight 1 / ln(c + its share of the pixels) in cross-entropy, 1.02 to 1.5 (default: all alike)."""
+    target: str = "centre"
+    """What a logit is trained towards: centre (the class at the centre of its square of the picture: original), or
+    area (the share that each class has of its square)."""
     gamma: float = 1.0
     """Weight of a step in the loss, relative to the step after it (original: 1, all alike)."""
     fewest_steps: int | None = None
@@ -184,6 +188,7 @@ class TrainOptions(DataOptions, NetworkOptions):
         require("fuse_start", self.fuse_start, FUSE_STARTS)
         require("optimizer", self.optimizer, OPTIMIZERS)
         require("schedule", self.schedule, ("constant", "cosine"))
+        require("target", self.target, TARGETS)
         require_range(self, 1, LARGE, "epochs", "batch", "val_every", "devices", "nodes")
         require_range(self, 0, LARGE, "seed", "dice", "lovasz", "warmup", "weight_decay", "memory")
         require_range(self, 0, 1, "gamma", "ema")

@@ -31,13 +31,15 @@ class StepLoss:
     """Whether the backward pass computes the loss of each step again, so that nothing of it is kept."""
 
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums (2,) and counts (2,), float32, of logits (B, S, K, h, w) against labels (B, h, w) uint8.
+        """Sums (2,) and counts (2,), float32, of logits (B, S, K, h, w) against labels (B, h, w) uint8, or against the
+        shares (B, K, h, w) float32 that the classes have of each pixel: what is missing to 1 is not scored.
 
         Cross-entropy is summed over scored pixels, Dice over pictures with any, both in the weighted mean of
         the steps; Lovasz-softmax, of the last step, over the same pictures. Without a scored pixel sums, counts and
         gradients are 0.
         """
-        steps, target, scored = logits.shape[1], labels.long(), labels != IGNORE
+        steps = logits.shape[1]
+        target = labels if labels.is_floating_point() else labels.long()
         weights = self.gamma ** torch.arange(steps - 1, -1, -1, device=logits.device, dtype=torch.float32)  # 0^0 is 1
         found = [
             checkpoint(self._of_step, step, target, use_reentrant=False, preserve_rng_state=False)
@@ -48,25 +50,30 @@ class StepLoss:
         sums = (torch.stack(found) * weights[:, None]).sum(0) / weights.sum()
         if self.lovasz:
             last = logits[:, -1].float().softmax(1)
-            sums = sums + sums.new_tensor([0, self.lovasz]) * lovasz_softmax(last, target).sum()
-        pixels = scored if self.weights is None else self.weights.to(sums)[target.where(scored, 0)] * scored
+            sums = sums + sums.new_tensor([0, self.lovasz]) * lovasz_softmax(last, _largest(target)).sum()
+        truth, scored = _truth(target, logits.shape[2])
+        pixels = scored if self.weights is None else truth * self.weights.to(sums)[:, None, None]
         return sums, torch.stack([pixels.sum(), scored.flatten(1).any(1).sum()]).to(sums)
 
     def _of_step(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The same two sums (2,) of one step's logits (B, K, h, w), without Lovasz, against target (B, h, w) int64."""
+        """The same two sums (2,) of one step's logits (B, K, h, w), without Lovasz, against classes or shares."""
         log_p = F.log_softmax(logits.float(), 1)
         weights = None if self.weights is None else self.weights.to(log_p)
-        entropy = F.nll_loss(log_p, target, weights, ignore_index=IGNORE, reduction="sum")
+        if target.is_floating_point():
+            entropy = -(target * (log_p if weights is None else weights[:, None, None] * log_p)).sum()
+        else:
+            entropy = F.nll_loss(log_p, target, weights, ignore_index=IGNORE, reduction="sum")
         return torch.stack([entropy, self.dice * soft_dice(log_p.exp(), target).sum()])
 
 
 def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:
-    """Soft Dice loss (N,), 0..1, of probabilities (N, K, h, w) against target (N, h, w): 1 - the classes' mean of
-    (2 |P and T| + 1) / (|P| + |T| + 1), over scored pixels (Milletari et al., "V-Net", 2016, section 3, smoothed).
+    """Soft Dice loss (N,), 0..1, of probabilities (N, K, h, w) against target (N, h, w), or shares (N, K, h, w): 1 -
+    the classes' mean of (2 |P and T| + 1) / (|P| + |T| + 1), over scored pixels (Milletari et al., "V-Net", 2016,
+    section 3, smoothed).
 
     A class that is neither there nor predicted counts as right; a picture without a scored pixel has the loss 0.
     """
-    truth, scored = _truth(target, probabilities.shape[1]), (target != IGNORE)[:, None]
+    truth, scored = _truth(target, probabilities.shape[1])
     both, predicted = ((probabilities * where).sum((2, 3)) for where in (truth, scored))
     return 1 - ((2 * both + 1) / (predicted + truth.sum((2, 3)) + 1)).mean(1)
 
@@ -77,7 +84,7 @@ def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
     The convex extension of 1 - IoU, meaned over the classes of a picture's truth (Berman et al., "The Lovasz-softmax
     loss", 2018, section 3.1); a picture without a scored pixel has the loss 0.
     """
-    truth, scored = _truth(target, probabilities.shape[1]).flatten(2).float(), (target != IGNORE).flatten(1)[:, None]
+    truth, scored = (part.flatten(2).float() for part in _truth(target, probabilities.shape[1]))
     error = (truth - probabilities.flatten(2)).abs() * scored
     error, order = error.sort(2, descending=True)
     truth = truth.gather(2, order)
@@ -89,9 +96,17 @@ def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
     return ((error * weight).sum(2) * seen).sum(1) / seen.sum(1).clamp(min=1)
 
 
-def _truth(target: Tensor, classes: int) -> Tensor:
-    """Whether each class is that of the target (N, h, w): (N, K, h, w) bool, nowhere true where that is IGNORE."""
-    return target[:, None] == torch.arange(classes, device=target.device)[:, None, None]
+def _largest(target: Tensor) -> Tensor:
+    """The class (N, h, w) int64 with the largest of the shares (N, K, h, w), or IGNORE; classes stay as they are."""
+    return target.argmax(1).where(target.any(1), IGNORE) if target.is_floating_point() else target
+
+
+def _truth(target: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """How much of each pixel is of each class (N, K, h, w), and is scored (N, 1, h, w): bool, or float32 of shares."""
+    if target.is_floating_point():
+        return target, target.sum(1, keepdim=True)
+    truth = target[:, None] == torch.arange(classes, device=target.device)[:, None, None]
+    return truth, (target != IGNORE)[:, None]
 
 
 def class_weights(counts: Tensor, balance: float) -> Tensor:

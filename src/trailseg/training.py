@@ -22,7 +22,7 @@ from torch import Tensor
 from trailseg.ahead import ahead
 from trailseg.config import Size, TrainOptions
 from trailseg.data import augment
-from trailseg.data.memory import Batch, Memory, batches, labels_at_scale
+from trailseg.data.memory import Batch, Memory, batches, labels_at_scale, shares_at_scale
 from trailseg.device import settle
 from trailseg.errors import FileError
 from trailseg.labels import IGNORE
@@ -98,6 +98,7 @@ class Training:
         balance = options.balance
         weights = None if balance is None else class_weights(self.memory.class_pixels(classes), balance)
         self.criterion = StepLoss(options.dice, options.gamma, options.lovasz, weights, recompute=options.recompute)
+        self.classes = classes
         self._changing = Lock()  # held while weights, position and log do not belong together
         self._keep_buffers()
         self._told: Callable[[], float] | None = None  # the loss of the last step, which is not yet in the position
@@ -156,7 +157,7 @@ class Training:
             images, labels = load(fetched, options.crop or options.size, self.fabric.device)
             prefix, steps = draw_steps(options, most=network.up_to(options.steps), epoch=epoch, number=number)
             logits = self.wrapped_network(images, steps, prefix)
-            sums, counts = self.criterion(logits, labels_at_scale(labels, network.scale))
+            sums, counts = self.criterion(logits, self.target(labels))
             # DDP takes the mean of the processes' gradients; dividing by the counts of all makes it that of one.
             counts = together(self.fabric, counts)
             loss = (world * sums / counts.clamp(min=1)).sum()
@@ -176,6 +177,12 @@ class Training:
                 self._keep_buffers()
         with self._changing:
             self._settle()
+
+    def target(self, labels: Tensor) -> Tensor:
+        """What `StepLoss` holds the logits of labels (B, H, W) against: classes, or their shares."""
+        if self.options.target == "area":
+            return shares_at_scale(labels, self.network.scale, self.classes)
+        return labels_at_scale(labels, self.network.scale)
 
     def store(self) -> None:
         """Replaces checkpoints/last by what is done so far; in any thread, at any time. FileError as in `fit`."""
