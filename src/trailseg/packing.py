@@ -102,5 +102,5 @@ def _optimiser_steps(run: Run) -> int:
 def placeless(run: Run) -> dict[str, Any]:
     """A run's configuration without the paths of the machine that it was trained on."""
     given = run.config["options"]
-    sources = {name: given.get(name) and Path(given[name]).name for name in ("start_from", "stem_from")}
+    sources = {name: Path(given[name]).name for name in ("start_from", "stem_from") if given.get(name)}
     return run.config | {"options": given | {"root": None} | sources}
