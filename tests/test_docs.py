@@ -187,8 +187,8 @@ def test_the_docs_say_what_the_committed_measurements_of_any_number_of_steps_say
         sentences.append(
             f"- **{name}**: {mean[4]:.1f} % mIoU after the 4 steps that it was trained with, {mean[8]:.1f} % after 8 "
             f"({change['8 against 4']} points, seed {', '.join(map(str, seeds))}), {mean[16]:.1f} % after 16. "
-            f"Of 8 steps `steps=auto` takes {mean['mean steps']:.1f} and saves {mean['core MACs saved %']:.0f} % of the "
-            f"core's multiply-accumulates ({change['auto against 8']} points against all 8)."
+            f"Of 8 steps `steps=auto` takes {mean['mean steps']:.1f} and saves {mean['core MACs saved %']:.0f} % of "
+            f"the core's multiply-accumulates ({change['auto against 8']} points against all 8)."
         )
     check_block(ROOT / "docs" / "anytime.md", "anytime table", "\n".join(lines))
     check_block(README, "anytime", "\n".join(sentences))
