@@ -82,7 +82,15 @@ def evaluate_all(memory: Memory) -> None:
     """As after an epoch, with the smallest network that there is."""
     parts: dict[str, Any] = {"network": "single", "stem": "x8", "core": "upresunet", "norm": "group", "channels": 4}
     network = build(
-        **parts, depth=1, growth=1.0, finer=1, standardize="data", steps=1, classes=len(CAMVID.classes), size=SIZE
+        **parts,
+        depth=1,
+        growth=1.0,
+        finer=1,
+        guided=1,
+        standardize="data",
+        steps=1,
+        classes=len(CAMVID.classes),
+        size=SIZE,
     )
     classes, device = CAMVID.classes, torch.device("cpu")
     evaluate(network, memory, split="train", steps=1, classes=classes, batch=6, device=device)

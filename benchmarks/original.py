@@ -54,7 +54,7 @@ def make(name: str, options: dict[str, str]) -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
     network = build(
         network=row, stem=given["stem"], norm=given["norm"], core="resunet", channels=60, depth=4, growth=1.5, finer=1,
-        standardize="data",
+        guided=1, standardize="data",
         steps=3, classes=CLASSES, size=(height, width),
     ).place(compute.device, channels_last=given.get("channels_last", True))  # fmt: skip
     forward: Callable[[torch.Tensor], torch.Tensor] = lambda images: network(images, 3)  # noqa: E731

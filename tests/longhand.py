@@ -9,7 +9,7 @@ import torch
 
 def _parts(n, image):
     x = (image - n.mean[:, None, None]) / n.std[:, None, None]
-    return n.stem(x), n.cores, n.head, n.feedback, n.fuses, n.alpha, n.beta
+    return n.stem(x).features, n.cores, n.head, n.feedback, n.fuses, n.alpha, n.beta
 
 
 def iterative_v1(n, image):

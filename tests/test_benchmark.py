@@ -170,6 +170,7 @@ def test_the_figures_of_a_row_and_a_run(measured: tuple[Figures, Figures], train
         "depth": 1,
         "growth": 1.5,
         "finer": 1,
+        "guided": 1,
         "standardize": "data",
         "steps": 3,
     }

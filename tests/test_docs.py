@@ -313,7 +313,7 @@ def test_the_costs_in_the_deviations_are_those_of_the_code():
     text = (ROOT / "docs" / "seed-deviations.md").read_text()
     one = cost(
         network="iterative-v6", stem="x8", core="resunet", norm="layerHW", channels=60, depth=4, growth=1.5, finer=1,
-        standardize="data",
+        guided=1, standardize="data",
         steps=3, classes=10, size=(384, 768),
     )  # fmt: skip
     for figure in (

@@ -35,7 +35,7 @@ def network():
     torch.manual_seed(3)
     made = build(
         network="iterative-v4", stem="x2", core="resunet", norm="group", channels=8, depth=1, growth=1.5, finer=1,
-        standardize="data",
+        guided=1, standardize="data",
         steps=2, classes=3, size=(16, 24),
     )  # fmt: skip
     with torch.no_grad():

@@ -52,9 +52,10 @@ GATED = {"network": "gated", "stem": "s8", "core": "dilated", "norm": "step", "f
 
 KINDS: dict[str, dict[str, Any]] = {
     "recalling loop": {"network": "iterative-v4", "warm_start": True},
-    "gated loop, each picture by itself": GATED | {"standardize": "picture"},
+    "gated loop, each picture by itself, guided": GATED | {"standardize": "picture", "guided": 2},
     "recalling gated loop": GATED | {"warm_start": True},
     "gated parts": GATED | {"parts": True},
+    "guided gated parts": GATED | {"parts": True, "guided": 4},
     "loop of two cores": {"network": "iterative-v5"},
     "stack": {"network": "res-hourglass"},
     "stack bound to a size": {"network": "1-own", "norm": "layerHW"},
@@ -139,7 +140,7 @@ def test_onnx_runtime_answers_like_pytorch(pair: tuple[TorchModel, Any]):
             for to in (size, Size(2 * size.height + 1, size.width + 5)):
                 assert_same(ask(ours, given, to=to, steps=steps), ask(theirs, given, to=to, steps=steps))
     whole = ask(theirs, images(SIZES[0]), steps=counts[-1])
-    assert changes(whole.trail).min() > 0.005, "steps that differ"
+    assert changes(whole.trail).min() > 0.001, "steps that differ"
     assert len(np.unique(whole.ids)) > 2, "several classes"
 
 
@@ -288,12 +289,13 @@ def test_the_file_is_whole_and_says_what_it_is(kind: str, tmp_path_factory: pyte
         # Every weight once, though steps stand in two places; where norm=step was folded into them, once for each.
         assert weights <= config["network"]["parameters"] * (2 if "gated" in kind else 1) + 1000
         assert {node.op_type for node in model.graph.node} & {"Loop"} == ({"Loop"} if "loop" in kind else set())
+        scale = 4 // Run.open(folder).options.guided if "gated" in kind else 2
         *facts, checksum = model.metadata_props
         assert checksum.key == "trailseg.sha256"
         texts = {entry.key: json.loads(entry.value) for entry in facts}
         assert texts["trailseg.classes"] == config["data"]["classes"]
         assert texts["trailseg.colours"] == config["data"]["colours"]
-        assert (texts["trailseg.scale"], texts["trailseg.trained_steps"]) == (4 if "gated" in kind else 2, 3)
+        assert (texts["trailseg.scale"], texts["trailseg.trained_steps"]) == (scale, 3)
         assert texts["trailseg.data"] == theirs.data
         assert texts["trailseg.max_steps"] == (3 if "stack" in kind else None)
         assert texts["trailseg.recalls"] == ("recalling" in kind or "parts" in kind)

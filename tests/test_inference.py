@@ -15,7 +15,7 @@ def network(name="iterative-v4", **options):
     """A network whose classes change less and less from step to step."""
     small = {
         "stem": "x2", "core": "resunet", "norm": "group", "channels": 8, "depth": 1, "growth": 1.5, "finer": 1,
-        "standardize": "data",
+        "guided": 1, "standardize": "data",
         "steps": 3, "classes": 5, "size": (16, 24),
     }  # fmt: skip
     torch.manual_seed(4)

@@ -15,7 +15,7 @@ from trailseg.networks.table import NAMED, ROWS
 
 SMALL = {
     "stem": "x2", "core": "resunet", "norm": "group", "channels": 8, "depth": 2, "growth": 1.5, "finer": 1,
-    "standardize": "data",
+    "guided": 1, "standardize": "data",
     "steps": 3, "classes": 5, "size": (16, 24),
 }  # fmt: skip
 SIZE_FREE = [norm for norm in NORMS if norm not in SIZE_BOUND]
@@ -330,6 +330,7 @@ def test_the_originals_cost():
         "depth": 4,
         "growth": 1.5,
         "finer": 1,
+        "guided": 1,
         "standardize": "data",
     }
     shape = {"steps": 3, "classes": 10, "size": (384, 768)}
@@ -364,7 +365,7 @@ def test_finer_logits_lie_where_their_features_lie(finer):
     lit[..., :4, -4:] = 1
     pictures = torch.cat([dark, lit])
     assert network(pictures, 2).shape == (2, 2, 5, 4 * finer, 6 * finer)
-    logits = network.head(network.begin(pictures))  # a core spreads what it sees
+    logits = network.head(network.begin(pictures).features)  # a core spreads what it sees
     change = (logits[1] - logits[0]).abs().sum(0)
     row, column = divmod(int(change.argmax()), change.shape[1])
     assert row < finer

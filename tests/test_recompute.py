@@ -39,6 +39,7 @@ def trained(network, recompute):
         *({"stem": stem, "depth": 1, "size": (32, 48)} for stem in STEMS),
         *({"norm": norm, "size": (32, 48)} for norm in NORMS),
         {"network": "gated", "stem": "s8", "core": "dilated", "norm": "step", "depth": 1, "finer": 2},
+        {"network": "gated", "stem": "s8", "core": "dilated", "norm": "step", "depth": 1, "finer": 2, "guided": 2},
     ],
     ids=lambda options: "-".join(str(value) for value in options.values()),
 )
@@ -57,7 +58,10 @@ def test_the_layout_in_memory_changes_no_result(norm, channels_last):
     weight = network.stem[0].weight
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert weight.is_contiguous(memory_format=layout)
-    assert network.begin(picture(2, 3, 32, 48)).is_contiguous(memory_format=layout) or norm in ("layerHW", "layerCHW")
+    assert network.begin(picture(2, 3, 32, 48)).features.is_contiguous(memory_format=layout) or norm in (
+        "layerHW",
+        "layerCHW",
+    )
     torch.testing.assert_close(
         network(picture(2, 3, 32, 48), 3), make(norm=norm, size=(32, 48))(picture(2, 3, 32, 48), 3)
     )
@@ -108,7 +112,7 @@ import torch
 from trailseg.losses import StepLoss
 from trailseg.networks.build import build
 network = build(network="iterative-v4", stem="s8", core="resunet", norm="group", channels=24, depth=1, growth=1.5,
-    finer=1, standardize="data", steps=3, classes=9, size=(128, 192))
+    finer=1, guided=1, standardize="data", steps=3, classes=9, size=(128, 192))
 if {recompute}:
     network.save_memory()
 images, labels = torch.rand(4, 3, 128, 192), torch.zeros(4, 16, 24, dtype=torch.uint8)

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 
 from trailseg import checkpoints, experiment, study, training
@@ -22,7 +24,7 @@ from trailseg.evaluation import evaluate, evaluate_run
 from trailseg.losses import StepLoss
 from trailseg.predictor import find_model
 from trailseg.runs import Run, build_network, network_options
-from trailseg.training import draw_steps, learning_rate
+from trailseg.training import draw_position, draw_steps, learning_rate
 
 TINY = TrainOptions(
     network="iterative-v4", stem="x2", channels=4, depth=1, steps=2, size=Size(16, 24), pictures=7, epochs=3, batch=3,
@@ -243,6 +245,46 @@ def test_the_logged_loss_is_that_of_the_augmented_pictures(tmp_path, dice, targe
             sums, counts = StepLoss(dice=dice, gamma=1)(network(images, 2), truth)
             total += float((sums / counts).sum()) * len(places)
         assert run.log()[epoch - 1]["loss"] == pytest.approx(total / 7, rel=1e-5)
+
+
+@pytest.mark.parametrize("target", ["centre", "area"])
+def test_each_batch_of_a_guided_network_trains_one_of_the_positions(tmp_path, target):
+    options = replace(
+        TINY, network="gated", stem="s8", finer=2, guided=2, target=target, size=Size(33, 50), augment="none", lr=1e-29,
+        epochs=2, batch=2,
+    )  # fmt: skip
+    run = study_of(options, tmp_path / "run")
+    pictures = memory.decode(experiment.check(options).split("train"), options.size)
+    network = run.network().requires_grad_(False)
+    at_scale = memory.labels_at_scale if target == "centre" else partial(memory.shares_at_scale, classes=9)
+    drawn = set()
+    for epoch in (1, 2):
+        order, total = memory.epoch_order(7, seed=0, epoch=epoch), 0.0
+        for number, places in enumerate(([0, 1], [2, 3], [4, 5], [6])):
+            position = draw_position(options, epoch=epoch, number=number)
+            drawn.add(position)
+            logits = network(pictures.images[order[places]] / 255, 2)
+            labels = F.pad(pictures.labels[order[places]], (0, 2, 0, 3), value=255)  # to squares of 4
+            where = (..., slice(position // 2, None, 2), slice(position % 2, None, 2))
+            truth = at_scale(labels, 2)[where]
+            logits = F.pad(logits.flatten(1, 2), (0, 1, 0, 1)).unflatten(1, (2, 9))[where]
+            sums, counts = StepLoss(dice=1, gamma=1)(logits, truth)
+            total += float((sums / counts).sum()) * len(places)
+        assert run.log()[epoch - 1]["loss"] == pytest.approx(total / 7, rel=1e-4)
+    assert len(drawn) > 1
+
+
+def test_a_guide_is_added_to_the_weights_of_a_run_without_one(tmp_path):
+    parts = {"network": "gated", "stem": "s8", "finer": 2, "size": Size(32, 48), "lr": 1e-29, "epochs": 1}
+    source = train(tmp_path / "source", **parts)
+    heir = train(tmp_path / "heir", **parts, guided=2, start_from=str(source.folder)).weights()
+    assert all(torch.allclose(heir[name], value, rtol=0, atol=1e-20) for name, value in source.weights().items())
+    assert {name for name in heir if name not in source.weights()} == {
+        "stem.guide.weigh.weight",
+        "stem.guide.weigh.bias",
+    }
+    with pytest.raises(FileError, match=r"is of another network: stem\.guide"):
+        train(tmp_path / "back", **parts, start_from=str(tmp_path / "heir"))
 
 
 VARIED = replace(TINY, steps=5, fewest_steps=2, prefix=3, gamma=0.7, batch=1)

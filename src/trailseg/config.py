@@ -57,6 +57,9 @@ class PartsOptions:
     """Factor by which the core's channels grow a level."""
     finer: int = 1
     """How many times finer than the features the head predicts, each way: a divisor of the stem's scale."""
+    guided: int = 1
+    """How many times finer still, each way, the picture guides the logits to be: 1 (not at all: original), 2 or 4; for
+    stem=s8 with finer=2."""
     standardize: str = "data"
     """By whose mean and deviation each colour of a picture is standardised: data (the training pictures' together:
     original), or picture (its own, so that light and tint are gone before the stem)."""
@@ -69,7 +72,7 @@ class PartsOptions:
         require_range(self, 1, LARGE, "channels")
         require_range(self, 1, STEPS_LIMIT, "steps")
         require_range(self, 0, 10, "depth")
-        require_range(self, 1, 8, "finer")
+        require_range(self, 1, 8, "finer", "guided")
         require("standardize", self.standardize, STANDARDIZE)
         require_range(self, 0.1, 10, "growth")
 

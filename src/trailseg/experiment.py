@@ -188,20 +188,26 @@ def _first_weights(options: TrainOptions, labels: LabelSet, memory: Memory, *, b
 
 
 def take_weights(network: Recurrence, options: TrainOptions, labels: LabelSet, source: Run) -> None:
-    """Copies the weights of another run, head and feedback only where its classes are the same; FileError where its
-    network is another."""
+    """Copies the weights of another run, but head and feedback where its classes are others, and a guide it has not.
+
+    FileError where its network is another.
+    """
     _require_same(
         options, source, "network", "stem", "core", "norm", "channels", "depth", "growth", "finer", "standardize"
     )
     weights = source.weights()
+    anew: tuple[str, ...] = ()
     if source.config["data"]["classes"] != list(labels.classes):
-        weights |= {n: value for n, value in network.state_dict().items() if n.startswith(("head.", "feedback."))}
+        anew += ("head.", "feedback.")
+    if source.options.guided == 1:
+        anew += ("stem.guide.",)
+    weights |= {name: value for name, value in network.state_dict().items() if name.startswith(anew)}
     load_weights(network, weights, source.checkpoint("last"))
 
 
 def take_stem(network: Recurrence, options: TrainOptions, source: Run) -> None:
     """Copies the stem and the pictures' mean and deviation of another run; FileError where its stem is another."""
-    _require_same(options, source, "stem", "channels", "norm", "standardize")
+    _require_same(options, source, "stem", "channels", "norm", "guided", "standardize")
     weights = source.weights()
     load_weights(network.stem, strip(weights, "stem."), source.checkpoint("last"))
     network.mean.copy_(weights["mean"])

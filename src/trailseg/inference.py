@@ -50,7 +50,7 @@ def refine(
             break
         whole = len(open_) == len(images)
         before = state if whole else State(state.hidden[open_], state.logits[open_])
-        after = network.step(first + t, context if whole else context[open_], before)
+        after = network.step(first + t, context if whole else context.of(open_), before)
         changed = changed_share(network.crop(before.logits, size), network.crop(after.logits, size))
         state = after if whole else State(*(a.index_copy(0, open_, b) for a, b in zip(state, after, strict=True)))
         trail.append(network.crop(state.logits, size))

@@ -16,7 +16,8 @@ The state to go on from is there where it was asked for: OpenVINO cannot read a 
 Where a logit of any step is not finite, the ids and the trail of that picture are 255, which is no class, and its
 probability is NaN.
 
-Legend: B batch, S steps, K classes, F feature channels, H x W image, h x w padded feature map (of logits h' x w').
+Legend: B batch, S steps, K classes, F feature channels, H x W image, h x w padded feature map (of logits h' x w', of
+what guides them h'' x w'').
 """
 
 import logging
@@ -37,6 +38,7 @@ from torch.export import Dim
 from trailseg.errors import OptionError
 from trailseg.labels import IGNORE
 from trailseg.networks.recurrence import Recurrence, State
+from trailseg.networks.stems import Context
 
 OPSET = 18
 
@@ -194,14 +196,14 @@ def whole(network: Recurrence, *, steps: int, size: tuple[int, int], warm_start:
         graph.value("probability", np.float32, "B", "H", "W"),
         graph.value("trail", np.uint8, "S", "B", "H", "W"),
     ]
-    nodes = [*graph.nodes(_OWN + _SIZES), *graph.part(_begin, ["image"], ["context"])]
+    nodes = [*graph.nodes(_OWN + _SIZES), *graph.part(_begin, ["image"], graph.seen)]
     if repeats(network):
         asked.append(graph.default("tolerance", np.array(0, np.float32)))
         asked += graph.states_before() if warm_start else []
         given += graph.maps("") if warm_start else []
         nodes += [*_first(graph, warm_start), *graph.nodes(_BEFORE_LOOP), _loop(graph), *graph.nodes(_AFTER_LOOP)]
     else:
-        nodes += [*graph.part(partial(_every_step, steps=steps), ["context"], ["every"]), *graph.nodes(_AFTER_STACK)]
+        nodes += [*graph.part(partial(_every_step, steps=steps), graph.seen, ["every"]), *graph.nodes(_AFTER_STACK)]
     return graph.model([*nodes, *graph.nodes(_ANSWER + _TRAIL)], asked, given)
 
 
@@ -209,7 +211,8 @@ def parts(network: Recurrence, *, size: tuple[int, int]) -> dict[str, ModelProto
     """The same without a loop, for a caller that stops by the clock: `stem`, then `step` as often as there is time.
 
     stem: image, size -> ids, context, hidden, logits, own (2,) int64: the first answer. step: context, hidden, logits,
-    own, size -> ids, hidden_next, logits_next: one step further. OptionError where the steps do not repeat.
+    own, size -> ids, hidden_next, logits_next: one step further. Of a guided network `guide` goes with the context.
+    OptionError where the steps do not repeat.
     """
     if not repeats(network):
         raise OptionError("parts=true: the steps of this network differ from each other; it needs one or two cores")
@@ -221,14 +224,14 @@ def parts(network: Recurrence, *, size: tuple[int, int]) -> dict[str, ModelProto
         given = [graph.value("ids", np.uint8, "B", "H", "W"), probability]
         own = graph.value("own", np.int64, 2)
         if name == "stem":
-            nodes = [*graph.nodes(_OWN + _SIZES), *graph.part(_begin, ["image"], ["context"])]
-            nodes += graph.part(_step_0, ["context"], ["hidden", "logits"])
-            asked, given = [graph.image(), *common], [*given, graph.map("context"), *graph.maps(""), own]
+            nodes = [*graph.nodes(_OWN + _SIZES), *graph.part(_begin, ["image"], graph.seen)]
+            nodes += graph.part(_step_0, graph.seen, ["hidden", "logits"])
+            asked, given = [graph.image(), *common], [*given, *map(graph.map, graph.seen), *graph.maps(""), own]
             last = "logits"
         else:
             nodes = graph.nodes(_SIZES)
-            nodes += graph.part(_further_step, ["context", "hidden", "logits"], ["hidden_next", "logits_next"])
-            asked, given = [graph.map("context"), *graph.maps(""), own, *common], [*given, *graph.maps("_next")]
+            nodes += graph.part(_further_step, ["hidden", "logits", *graph.seen], ["hidden_next", "logits_next"])
+            asked, given = [*map(graph.map, graph.seen), *graph.maps(""), own, *common], [*given, *graph.maps("_next")]
             last = "logits_next"
         crop = graph.nodes(f"""
             cropped = Slice ({last}, zeros, features, plane)
@@ -246,13 +249,13 @@ def repeats(network: Recurrence) -> bool:
 def _first(graph: "_Graph", warm_start: bool) -> list[NodeProto]:
     """Step 0, or where there is a state to go on from a further step, into `hidden_0` and `logits_0`."""
     if not warm_start:
-        return graph.part(_step_0, ["context"], ["hidden_0", "logits_0"])
+        return graph.part(_step_0, graph.seen, ["hidden_0", "logits_0"])
     before, warm, cold = (["hidden" + end, "logits" + end] for end in ("_before", "_warm", "_cold"))
     branches = {
         "then_branch": helper.make_graph(
-            graph.part(_further_step, ["context", *before], warm), "warm", [], graph.maps("_warm")
+            graph.part(_further_step, [*before, *graph.seen], warm), "warm", [], graph.maps("_warm")
         ),
-        "else_branch": helper.make_graph(graph.part(_step_0, ["context"], cold), "cold", [], graph.maps("_cold")),
+        "else_branch": helper.make_graph(graph.part(_step_0, graph.seen, cold), "cold", [], graph.maps("_cold")),
     }
     asked = graph.nodes("""
         before_count = Size (hidden_before)
@@ -261,31 +264,31 @@ def _first(graph: "_Graph", warm_start: bool) -> list[NodeProto]:
     return [*asked, helper.make_node("If", ["goes_on"], ["hidden_0", "logits_0"], **branches)]
 
 
-def _begin(network: Recurrence, image: Tensor) -> Tensor:
-    """The context of an image (B, H, W, 3) uint8."""
-    return network.begin(image.permute(0, 3, 1, 2).float() / 255)
+def _begin(network: Recurrence, image: Tensor) -> tuple[Tensor, ...]:
+    """The context of an image (B, H, W, 3) uint8, which is `_Graph.seen`."""
+    return tuple(part for part in network.begin(image.permute(0, 3, 1, 2).float() / 255) if part is not None)
 
 
-def _step_0(network: Recurrence, context: Tensor) -> State:
-    return network.step(0, context, None)
+def _step_0(network: Recurrence, *seen: Tensor) -> State:
+    return network.step(0, Context(*seen), None)
 
 
-def _further_step(network: Recurrence, context: Tensor, hidden: Tensor, logits: Tensor) -> State:
-    return network.step(1, context, State(hidden, logits))
+def _further_step(network: Recurrence, hidden: Tensor, logits: Tensor, *seen: Tensor) -> State:
+    return network.step(1, Context(*seen), State(hidden, logits))
 
 
-def _every_step(network: Recurrence, context: Tensor, steps: int) -> Tensor:
+def _every_step(network: Recurrence, *seen: Tensor, steps: int) -> Tensor:
     """Logits (S, B, K, h, w)."""
     state, every = None, []
     for t in range(steps):
-        state = network.step(t, context, state)
+        state = network.step(t, Context(*seen), state)
         every.append(state.logits)
     return torch.stack(every)
 
 
 def _loop(graph: "_Graph") -> NodeProto:
     """The steps after the first, while there is a picture that is not done."""
-    step = graph.part(_further_step, ["context", "hidden_old", "logits_old"], ["hidden_new", "logits_new"])
+    step = graph.part(_further_step, ["hidden_old", "logits_old", *graph.seen], ["hidden_new", "logits_new"])
     carried = ["hidden", "logits", "ids", "open", "used"]
 
     def values(ending: str) -> list[ValueInfoProto]:
@@ -312,6 +315,7 @@ class _Graph:
 
     def __init__(self, network: Recurrence, size: tuple[int, int]) -> None:
         self.network, self.size = network, size
+        self.seen = ["context", "guide"] if network.guided > 1 else ["context"]
         self.initializers: dict[str, TensorProto] = {}
         # Exporting takes seconds, and a step may stand in two places.
         self._exported: dict[Callable[..., Any], GraphProto] = {}
@@ -387,10 +391,11 @@ class _Graph:
         return model
 
     def _channels(self, name: str) -> int:
-        """The channels of a map, which its name tells: K of logits, F of others."""
-        outputs, features = next(self.network.head.parameters()).shape[:2]
-        finer = self.network.stride // self.network.scale
-        return outputs // finer**2 if name.startswith("logits") else features
+        """The channels of a map, which its name tells: K of logits, the guide's, and F of others."""
+        network = self.network
+        outputs, features = next(network.head.parameters()).shape[:2]
+        finer = network.stride // (network.scale * network.guided)
+        return {"logits": outputs // finer**2, "guide": 9 * network.guided**2}.get(name.split("_")[0], features)
 
     def _examples(self, inputs: Sequence[str]) -> list[tuple[Tensor, dict[int, Any]]]:
         """For each input a tensor to trace with, and which of its sides can have any length."""
@@ -401,7 +406,8 @@ class _Graph:
                 sides = {} if network.bound_to else {1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
                 examples.append((torch.zeros(2, height, width, 3, dtype=torch.uint8), {0: batch, **sides}))
             else:
-                scale = network.scale if name.startswith("logits") else network.stride
+                scales = {"logits": network.scale, "guide": network.scale * network.guided}
+                scale = scales.get(name.split("_")[0], network.stride)
                 unit = network.multiple // scale
                 height, width = [side // scale for side in network.bound_to or ()] or (2 * unit, 3 * unit)
                 sides = {} if network.bound_to else {2: unit * Dim("h"), 3: unit * Dim("w")}
@@ -411,7 +417,7 @@ class _Graph:
 
 def _sides(name: str) -> tuple[str, str]:
     """What the height and width of a map are called."""
-    return ("h'", "w'") if name.startswith("logits") else ("h", "w")
+    return {"logits": ("h'", "w'"), "guide": ("h''", "w''")}.get(name.split("_")[0], ("h", "w"))
 
 
 class _Part(nn.Module):

@@ -91,14 +91,15 @@ class OnnxParts:
     ) -> Answers:
         """See `model.Model`."""
         asked = {"size": np.array(to), "with_probability": np.array(True)}
-        names = ["ids", "probability", "hidden", "logits", "context", "own"]
-        ids, probability, hidden, logits, context, own = self._stem.run(names, {"image": images, **asked})
+        names = ["ids", "probability", "hidden", "logits", "own"]
+        seen = [name for name in ("context", "guide") if name in self._step.inputs]
+        ids, probability, hidden, logits, own, *parts = self._stem.run(names + seen, {"image": images, **asked})
         rows, columns = -(-own // self.facts.scale)
+        asked |= {"own": own, **dict(zip(seen, parts, strict=True))}
 
         def further(hidden: np.ndarray, logits: np.ndarray) -> list[np.ndarray]:
             names = ["ids", "probability", "hidden_next", "logits_next"]
-            given = {"context": context, "hidden": hidden, "logits": logits, "own": own}
-            return self._step.run(names, given | asked)
+            return self._step.run(names, {"hidden": hidden, "logits": logits, **asked})
 
         if state is not None:
             ids, probability, hidden, logits = further(*state)

@@ -282,7 +282,20 @@ def build_network(options: TrainOptions, *, classes: int) -> Recurrence:
 
 def network_options(options: Any) -> dict[str, Any]:
     """The options that `networks.build` takes, without the number of classes."""
-    names = ("network", "stem", "core", "norm", "channels", "depth", "growth", "finer", "standardize", "steps", "size")
+    names = (
+        "network",
+        "stem",
+        "core",
+        "norm",
+        "channels",
+        "depth",
+        "growth",
+        "finer",
+        "guided",
+        "standardize",
+        "steps",
+        "size",
+    )
     return {name: getattr(options, name) for name in names}
 
 

@@ -156,8 +156,9 @@ class Training:
         for number, batch, fetched in zip(numbers, rest, found, strict=True):
             images, labels = load(fetched, options.crop or options.size, self.fabric.device)
             prefix, steps = draw_steps(options, most=network.up_to(options.steps), epoch=epoch, number=number)
-            logits = self.wrapped_network(images, steps, prefix)
-            sums, counts = self.criterion(logits, self.target(labels))
+            position = draw_position(options, epoch=epoch, number=number)
+            logits = self.wrapped_network(images, steps, prefix, position)
+            sums, counts = self.criterion(logits, self.target(labels, position))
             # DDP takes the mean of the processes' gradients; dividing by the counts of all makes it that of one.
             counts = together(self.fabric, counts)
             loss = (world * sums / counts.clamp(min=1)).sum()
@@ -178,11 +179,15 @@ class Training:
         with self._changing:
             self._settle()
 
-    def target(self, labels: Tensor) -> Tensor:
-        """What `StepLoss` holds the logits of labels (B, H, W) against: classes, or their shares."""
-        if self.options.target == "area":
-            return shares_at_scale(labels, self.network.scale, self.classes)
-        return labels_at_scale(labels, self.network.scale)
+    def target(self, labels: Tensor, position: int | None = None) -> Tensor:
+        """What `StepLoss` holds logits of labels (B, H, W) against: classes or their shares, all or of one position."""
+        scale, guided = self.network.scale, self.network.guided
+        if position is not None:
+            sides = [-side % (scale * guided) for side in labels.shape[-2:]]
+            labels = torch.nn.functional.pad(labels, (0, sides[1], 0, sides[0]), value=IGNORE)
+        area = self.options.target == "area"
+        truth = shares_at_scale(labels, scale, self.classes) if area else labels_at_scale(labels, scale)
+        return truth if position is None else truth[..., position // guided :: guided, position % guided :: guided]
 
     def store(self) -> None:
         """Replaces checkpoints/last by what is done so far; in any thread, at any time. FileError as in `fit`."""
@@ -292,6 +297,16 @@ def draw_steps(options: TrainOptions, *, most: int, epoch: int, number: int) -> 
     generator = np.random.default_rng([options.seed, epoch, number, 1])  # the 1 tells it from those of augmentation
     fewest = most if options.fewest_steps is None else min(options.fewest_steps, most)
     return int(generator.integers(options.prefix + 1)), int(generator.integers(fewest, most + 1))
+
+
+def draw_position(options: TrainOptions, *, epoch: int, number: int) -> int | None:
+    """Which of the finer logits of a guided network an epoch's batch trains, as in `Recurrence.forward`; or None.
+
+    One of them costs what unguided logits do, and over the batches each has its turn.
+    """
+    if options.guided == 1:
+        return None
+    return int(np.random.default_rng([options.seed, epoch, number, 2]).integers(options.guided**2))
 
 
 def learning_rate(options: TrainOptions, epoch: int) -> float:

@@ -23,6 +23,7 @@ def build(
     depth: int,
     growth: float,
     finer: int,
+    guided: int,
     standardize: str,
     steps: int,
     classes: int,
@@ -43,6 +44,8 @@ def build(
         raise OptionError(
             f"finer={finer}: stem={stem} makes the picture {stride} times smaller; take a divisor of that"
         )
+    if guided > 1 and (stem != "s8" or finer != 2 or 4 % guided):
+        raise OptionError(f"guided={guided}: takes stem=s8 and finer=2, and makes their logits 2 or 4 times finer")
     multiple = stride * 2**depth
     padded = (-(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple)
     if norm in ("batch", "step", "instance") and padded == (multiple, multiple):
@@ -56,7 +59,13 @@ def build(
         raise OptionError(f"steps={steps}: {network} has a core for each; take at most {MOST_CORES}")
     max_steps = row.max_steps or (steps if row.cores == "S" else None)
     return Recurrence(
-        stem=make_stem(scale=stride, channels=channels, norm=NORMS["batch" if norm == "step" else norm], size=padded),
+        stem=make_stem(
+            scale=stride,
+            channels=channels,
+            norm=NORMS["batch" if norm == "step" else norm],
+            size=padded,
+            guided=guided,
+        ),
         cores=[
             make_core(channels=channels, depth=depth, growth=growth, norm=make_norm, size=features, **switches)
             for _ in range(cores)
@@ -75,7 +84,8 @@ def build(
         scalars=0 if max_steps == 1 else steps - 1 if row.cores == "S" else 1,
         max_steps=max_steps,
         stride=stride,
-        scale=stride // finer,
+        scale=stride // (finer * guided),
+        guided=guided,
         multiple=multiple,
         bound_to=padded if norm in SIZE_BOUND else None,
     )

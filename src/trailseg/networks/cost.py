@@ -27,7 +27,7 @@ def cost(*, size: Size, **options: Any) -> Cost:
     with torch.device("meta"):
         network = build(size=size, **options)
         image = torch.empty(1, 3, *size)
-    stem = _macs(lambda: network.stem(network.pad(image)))
+    stem = _macs(lambda: network.begin(image))
     one, two = (_macs(partial(network, image, network.up_to(steps))) for steps in (1, 2))
     return Cost(
         parameters=sum(p.numel() for p in network.parameters()),
@@ -36,7 +36,7 @@ def cost(*, size: Size, **options: Any) -> Cost:
     )
 
 
-def _macs(compute: Callable[[], torch.Tensor]) -> int:
+def _macs(compute: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         compute()
     return counter.get_total_flops() // 2

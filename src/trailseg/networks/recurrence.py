@@ -6,10 +6,12 @@
     logits_t    = head(hidden_t)                                        (B, K, r h, r w)
     state_{t+1} = hidden_t, or fuse_t(concat(context, hidden_t)) where the context is copied
 
-`begin` and `step` are these equations; `forward` is the loop that trains, and whoever stops earlier loops for himself.
+`begin` and `refine` are these equations; `forward` is the loop that trains, and who stops earlier loops over `step`.
 
 A gated row scales core_t(input_t) by sigmoid(gate(concat(input_t, core_t(input_t)))), as a GRU does its candidate (Cho
 et al., "Learning phrase representations using RNN encoder-decoder", 2014, section 2.3).
+
+A guided network's logits are what `guide.sharpen` makes of those of the head; the feedback hears the head's.
 
 Legend: B batch, S steps, K classes, F feature channels, H x W picture, h x w features, r how much finer logits are.
 """
@@ -22,8 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trailseg.errors import OptionError
+from trailseg.networks.guide import at_position, sharpen
 from trailseg.networks.norms import Size, StepNorm
 from trailseg.networks.recompute import Layers, recomputed
+from trailseg.networks.stems import Context
 
 
 class State(NamedTuple):
@@ -45,6 +49,7 @@ class Recurrence(nn.Module):
     scalars: how many alphas and betas to learn, one for all steps or one for each step after the first.
     max_steps: the most steps `forward` accepts; None for any number.
     stride, scale: how much smaller than the picture the features, and the logits, are each way.
+    guided: how much finer, each way, the logits are than those of the head; 1 where the stem gives no guide to that.
     multiple: what a padded picture's height and width must be divisible by.
     bound_to: the padded (H, W) that size-bound norms tie the weights to; None where any size fits.
     """
@@ -68,6 +73,7 @@ class Recurrence(nn.Module):
         max_steps: int | None,
         stride: int,
         scale: int,
+        guided: int,
         multiple: int,
         bound_to: Size | None,
     ) -> None:
@@ -82,7 +88,7 @@ class Recurrence(nn.Module):
         self.by_picture, self.residual = by_picture, residual
         self.max_steps, self.bound_to = max_steps, bound_to
         self.recompute = self.channels_last = False
-        self.stride, self.scale, self.multiple = stride, scale, multiple
+        self.stride, self.scale, self.guided, self.multiple = stride, scale, guided, multiple
         # alpha: 0 forgets the state, 1 passes it unchanged. beta: 0 hears nothing of the last prediction (and gives
         # the feedback no gradient), 1 adds it at full strength.
         self.alpha = nn.Parameter(torch.full((scalars,), 1.0), requires_grad=scalars > 0)
@@ -91,28 +97,35 @@ class Recurrence(nn.Module):
         self.register_buffer("mean", torch.full((3,), 0.5))
         self.register_buffer("std", torch.full((3,), 0.25))
 
-    def forward(self, image: Tensor, steps: int, prefix: int = 0) -> Tensor:
+    def forward(self, image: Tensor, steps: int, prefix: int = 0, position: int | None = None) -> Tensor:
         """Logits (B, S, K, ceil(H/scale), ceil(W/scale)) of every step for image (B, 3, H, W), RGB in 0..1.
 
-        `prefix` steps come before them, through which no gradient flows. OptionError where the steps or the picture's
-        size do not suit these weights.
+        `prefix` steps come before them, through which no gradient flows. Of a guided network `position` asks for the
+        one in each square of guided x guided that lies there, from 0 row by row. OptionError where the steps or the
+        picture's size do not suit these weights.
         """
         self.check_steps(prefix + steps)
-        context, state, trail = self.begin(image), None, []
+        (features, guide), state, trail = self.begin(image), None, []
         recompute = self.recompute and torch.is_grad_enabled()
         for t in range(prefix + steps):
-            state = recomputed(self, self.step, t, context, state) if recompute else self.step(t, context, state)
+            state = recomputed(self, self.refine, t, features, state) if recompute else self.refine(t, features, state)
             if t < prefix:
                 state = State(state.hidden.detach(), state.logits.detach())
             else:
                 trail.append(state.logits)
-        return self.crop(torch.stack(trail, 1), (image.shape[-2], image.shape[-1]))
+        logits, scale = torch.stack(trail, 1), self.scale
+        if guide is not None:  # all steps at once, which costs less
+            if position is not None:
+                guide, scale = at_position(guide, position), scale * self.guided
+            logits = torch.unflatten(sharpen(logits.flatten(1, 2), guide), 1, (steps, -1))
+        return self.crop(logits, (image.shape[-2], image.shape[-1]), scale)
 
-    def begin(self, image: Tensor) -> Tensor:
-        """The context (B, F, h, w) of image (B, 3, H, W), RGB in 0..1; OptionError on a size that does not suit."""
+    def begin(self, image: Tensor) -> Context:
+        """The context of image (B, 3, H, W), RGB in 0..1; OptionError on a size that does not suit."""
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        return self.stem(self.pad(self.standardize(image)))
+        context: Context = self.stem(self.pad(self.standardize(image)))
+        return context
 
     def standardize(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) with each channel's mean and deviation, its own or those of training, taken out."""
@@ -121,13 +134,21 @@ class Recurrence(nn.Module):
             return centred / (centred.square().mean((2, 3), keepdim=True) + self.FAINT).sqrt()
         return (image - self.mean.view(3, 1, 1)) / self.std.view(3, 1, 1)
 
-    def step(self, t: int, context: Tensor, before: State | None) -> State:
+    def step(self, t: int, context: Context, before: State | None) -> State:
         """Step t, from 0, after the state that the step `before` it left; None only before step 0."""
+        features, guide = context
+        if guide is None:
+            return self.refine(t, features, before)
+        state = self.refine(t, features, before and State(before.hidden, self.head(before.hidden)))
+        return State(state.hidden, sharpen(state.logits, guide))
+
+    def refine(self, t: int, features: Tensor, before: State | None) -> State:
+        """The same, from the features of the context to the logits of the head, whether anything guides them or not."""
         if before is None:
-            x = context
+            x = features
         else:
             assert self.feedback is not None
-            state = _at(self.fuses, t - 1)(torch.cat([context, before.hidden], 1)) if self.fuses else before.hidden
+            state = _at(self.fuses, t - 1)(torch.cat([features, before.hidden], 1)) if self.fuses else before.hidden
             x = _at(self.alpha, t - 1) * state + _at(self.beta, t - 1) * self.feedback(before.logits)
         for norm in self.step_norms:
             norm.step = min(t, 1)  # no more than it asks for, lest torch.compile makes code for every step
@@ -155,9 +176,13 @@ class Recurrence(nn.Module):
             if isinstance(module, Layers):
                 module.recompute = True
 
-    def crop(self, logits: Tensor, size: Size) -> Tensor:
-        """Logits (..., h, w) without the rows and columns that only the padding of a picture of (H, W) = `size` has."""
-        return logits[..., : -(-size[0] // self.scale), : -(-size[1] // self.scale)]
+    def crop(self, logits: Tensor, size: Size, scale: int | None = None) -> Tensor:
+        """Logits (..., h, w) without the rows and columns that only the padding of a picture of (H, W) = `size` has.
+
+        `scale`: how much smaller than the picture they are, where that is not the network's.
+        """
+        scale = scale or self.scale
+        return logits[..., : -(-size[0] // scale), : -(-size[1] // scale)]
 
     @property
     def recalls(self) -> bool:
