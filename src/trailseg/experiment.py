@@ -192,9 +192,8 @@ def take_weights(network: Recurrence, options: TrainOptions, labels: LabelSet, s
 
     FileError where its network is another.
     """
-    _require_same(
-        options, source, "network", "stem", "core", "norm", "channels", "depth", "growth", "finer", "standardize"
-    )
+    free = ("guided", "steps", "size")  # where these bind weights, their shapes will tell
+    _require_same(options, source, *(name for name in network_options(options) if name not in free))
     weights = source.weights()
     anew: tuple[str, ...] = ()
     if source.config["data"]["classes"] != list(labels.classes):

@@ -395,7 +395,7 @@ class _Graph:
         network = self.network
         outputs, features = next(network.head.parameters()).shape[:2]
         finer = network.stride // (network.scale * network.guided)
-        return {"logits": outputs // finer**2, "guide": 9 * network.guided**2}.get(name.split("_")[0], features)
+        return {"logits": outputs // finer**2, "guide": 9 * network.guided**2}.get(_kind(name), features)
 
     def _examples(self, inputs: Sequence[str]) -> list[tuple[Tensor, dict[int, Any]]]:
         """For each input a tensor to trace with, and which of its sides can have any length."""
@@ -407,7 +407,7 @@ class _Graph:
                 examples.append((torch.zeros(2, height, width, 3, dtype=torch.uint8), {0: batch, **sides}))
             else:
                 scales = {"logits": network.scale, "guide": network.scale * network.guided}
-                scale = scales.get(name.split("_")[0], network.stride)
+                scale = scales.get(_kind(name), network.stride)
                 unit = network.multiple // scale
                 height, width = [side // scale for side in network.bound_to or ()] or (2 * unit, 3 * unit)
                 sides = {} if network.bound_to else {2: unit * Dim("h"), 3: unit * Dim("w")}
@@ -417,7 +417,12 @@ class _Graph:
 
 def _sides(name: str) -> tuple[str, str]:
     """What the height and width of a map are called."""
-    return {"logits": ("h'", "w'"), "guide": ("h''", "w''")}.get(name.split("_")[0], ("h", "w"))
+    return {"logits": ("h'", "w'"), "guide": ("h''", "w''")}.get(_kind(name), ("h", "w"))
+
+
+def _kind(name: str) -> str:
+    """What a map is: logits of logits_next, say."""
+    return name.split("_")[0]
 
 
 class _Part(nn.Module):

@@ -5,7 +5,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trailseg import checkpoints
 from trailseg.checkpoints import REMEDY, load_weights, strip
-from trailseg.config import TrainOptions
+from trailseg.config import NetworkOptions, TrainOptions
 from trailseg.errors import FileError, OptionError
 from trailseg.labels import IGNORE
 from trailseg.networks.build import build, pass_states_on
@@ -282,21 +282,7 @@ def build_network(options: TrainOptions, *, classes: int) -> Recurrence:
 
 def network_options(options: Any) -> dict[str, Any]:
     """The options that `networks.build` takes, without the number of classes."""
-    names = (
-        "network",
-        "stem",
-        "core",
-        "norm",
-        "channels",
-        "depth",
-        "growth",
-        "finer",
-        "guided",
-        "standardize",
-        "steps",
-        "size",
-    )
-    return {name: getattr(options, name) for name in names}
+    return {field.name: getattr(options, field.name) for field in fields(NetworkOptions)}
 
 
 def changed(stored: Any, given: Any, name: str = "") -> list[str]:

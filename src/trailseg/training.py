@@ -22,7 +22,7 @@ from torch import Tensor
 from trailseg.ahead import ahead
 from trailseg.config import Size, TrainOptions
 from trailseg.data import augment
-from trailseg.data.memory import Batch, Memory, batches, labels_at_scale, shares_at_scale
+from trailseg.data.memory import Batch, Memory, batches, in_squares, labels_at_scale, shares_at_scale
 from trailseg.device import settle
 from trailseg.errors import FileError
 from trailseg.labels import IGNORE
@@ -183,8 +183,7 @@ class Training:
         """What `StepLoss` holds logits of labels (B, H, W) against: classes or their shares, all or of one position."""
         scale, guided = self.network.scale, self.network.guided
         if position is not None:
-            sides = [-side % (scale * guided) for side in labels.shape[-2:]]
-            labels = torch.nn.functional.pad(labels, (0, sides[1], 0, sides[0]), value=IGNORE)
+            labels = in_squares(labels, scale * guided)
         area = self.options.target == "area"
         truth = shares_at_scale(labels, scale, self.classes) if area else labels_at_scale(labels, scale)
         return truth if position is None else truth[..., position // guided :: guided, position % guided :: guided]

@@ -207,24 +207,28 @@ def batches(count: int, *, batch: int, seed: int, epoch: int, rank: int = 0, wor
         yield Batch(places, *(torch.from_numpy(v) for v in (order[places], repeated, order[whole])))
 
 
+def in_squares(labels: Tensor, scale: int) -> Tensor:
+    """Labels (B, H, W) with rows and columns of IGNORE after the last, until `scale` divides both sides."""
+    height, width = labels.shape[-2:]
+    return torch.nn.functional.pad(labels, (0, -width % scale, 0, -height % scale), value=IGNORE)
+
+
 def labels_at_scale(labels: Tensor, scale: int) -> Tensor:
     """Labels (B, ceil(H/scale), ceil(W/scale)) of (B, H, W): the class at the centre of each `scale` x `scale` square.
 
     A square whose centre lies outside the picture is IGNORE.
     """
-    height, width = labels.shape[-2:]
-    padded = torch.nn.functional.pad(labels, (0, -width % scale, 0, -height % scale), value=IGNORE)
-    return padded[..., scale // 2 :: scale, scale // 2 :: scale]
+    return in_squares(labels, scale)[..., scale // 2 :: scale, scale // 2 :: scale]
 
 
 def shares_at_scale(labels: Tensor, scale: int, classes: int) -> Tensor:
     """The share (B, K, ceil(H/scale), ceil(W/scale)) float32 that each class of labels (B, H, W) has of each `scale` x
     `scale` square; what is IGNORE, or outside the picture, has no class.
     """
-    height, width = labels.shape[-2:]
-    padded = torch.nn.functional.pad(labels, (0, -width % scale, 0, -height % scale), value=IGNORE)
     each = torch.arange(classes, dtype=labels.dtype, device=labels.device).view(-1, 1, 1)
-    count = (padded[:, None] == each).view(torch.uint8)  # in bytes, and one side after the other, for speed
+    count = (in_squares(labels, scale)[:, None] == each).view(
+        torch.uint8
+    )  # in bytes, and one side after the other, for speed
     for side in (3, 2):
         count = torch.unflatten(count, side, (-1, scale)).sum(side + 1, dtype=torch.uint8)
     return count / scale**2
