@@ -102,6 +102,19 @@ def test_no_path_of_the_machine_is_packed(option: str, runs: Path, tmp_path: Pat
     assert getattr(Run.open(tmp_path / "packed").options, option) == "first"
 
 
+def test_a_second_phase_is_measured_by_one_whose_first_was_trained_alike(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name, first in {"all": "all", "one": "one", "same": "all", "other": "other"}.items():
+        on = "train+val" if name == "all" else "train"
+        train(tmp_path / name, "iterative-v4", ema=0.5, train_on=on, start_from=str(runs / first))
+    for name, code in (("one", 0), ("same", 0), ("other", 1)):
+        words = [f"out={tmp_path / 'packed' / name}", f"measured_by={tmp_path / name}"]
+        assert run(["pack", str(tmp_path / "all"), *words]) == code, name
+    problem = f"{runs / 'other'}: was trained otherwise than {runs / 'all'} (lr 0.01, not 0.02)"
+    assert problem in capsys.readouterr().err
+
+
 def test_what_cannot_be_packed_is_told_in_a_line_and_nothing_is_left(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -430,7 +430,7 @@ class PackOptions:
     """Folder to write; it works wherever a run directory does."""
     measured_by: str | None = None
     """Runs, joined by commas, whose last measures, on average, the card gives: the same options and training steps, on
-    fewer splits, each with its seed (default: this run)."""
+    fewer splits, each with its seed, and so the runs that they started from (default: this run)."""
 
 
 @dataclass(frozen=True, kw_only=True)

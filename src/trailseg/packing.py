@@ -14,6 +14,7 @@ from trailseg.card import card
 from trailseg.config import ExportOptions, PackOptions
 from trailseg.errors import FileError
 from trailseg.export import export
+from trailseg.predictor import find_model
 from trailseg.runs import Run
 from trailseg.writing import write_whole
 
@@ -45,7 +46,8 @@ def pack(options: PackOptions) -> Path:
 def measures(run: Run, sisters: Sequence[Run]) -> dict[str, Any]:
     """The last validation of a run, or that of its sisters on average, with what they were trained on.
 
-    See `card.read_measures`; FileError where a sister differs in more than seed and splits, or from the first in those.
+    See `card.read_measures`; FileError where a sister differs in more than seed and splits, or from the first in those,
+    or where the runs that they started from do.
     """
     for sister in sisters:
         _require_alike(run, sister, ["train_on", "val_on", "val_every", "seed"])
@@ -64,6 +66,11 @@ def measures(run: Run, sisters: Sequence[Run]) -> dict[str, Any]:
 
 
 def _require_alike(run: Run, sister: Run, may_differ: list[str]) -> None:
+    """Trained alike but for those options, and so were the runs that the two started from."""
+    first, other = run.options.start_from, sister.options.start_from
+    if first is not None and other is not None and first != other:
+        _require_alike(Run.open(find_model(first)), Run.open(find_model(other)), may_differ)
+        may_differ = [*may_differ, "start_from"]
     if abs(_optimiser_steps(run) / _optimiser_steps(sister) - 1) < 0.01:
         may_differ = [*may_differ, "epochs"]  # fewer of more pictures
     same = replace(sister.options, **{name: getattr(run.options, name) for name in may_differ})
