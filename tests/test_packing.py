@@ -91,15 +91,21 @@ def test_a_packed_run_is_slim_and_answers_as_the_run_with_its_averaged_weights(r
     )
 
 
-@pytest.mark.parametrize("option", ["start_from", "stem_from"])
-def test_no_path_of_the_machine_is_packed(option: str, runs: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("option", "places", "names"),
+    [
+        ("start_from", "/home/me/runs/first,/home/me/second", ["first", "second"]),
+        ("stem_from", "/home/me/runs/first", "first"),
+    ],
+)
+def test_no_path_of_the_machine_is_packed(option: str, places: str, names: str | list[str], runs: Path, tmp_path: Path):
     source = shutil.copytree(runs / "one", tmp_path / "source")
-    first = (f"{option}: null", f"{option}: /home/me/runs/first")
-    reconfigured(source, lambda text: text.replace("root: null", "root: /home/me/data").replace(*first))
+    given = (f"{option}: null", f"{option}: {places}")
+    reconfigured(source, lambda text: text.replace("root: null", "root: /home/me/data").replace(*given))
     assert run(["pack", str(source), f"out={tmp_path / 'packed'}"]) == 0
     for name, data in content(tmp_path / "packed").items():
         assert not re.search(rb"/home/|/work/|" + str(tmp_path).encode(), data), name
-    assert getattr(Run.open(tmp_path / "packed").options, option) == "first"
+    assert getattr(Run.open(tmp_path / "packed").options, option) == names
 
 
 def test_a_second_phase_is_measured_by_one_whose_first_was_trained_alike(

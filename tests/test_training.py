@@ -179,7 +179,7 @@ def test_a_trained_stem_is_taken_over_and_stays_as_it_is_if_frozen(tmp_path):
 
 def test_a_training_begins_with_the_weights_of_another_run(tmp_path):
     source = train(tmp_path / "source")
-    still = {"start_from": str(source.folder), "lr": 1e-29, "epochs": 1, "seed": 5}
+    still = {"start_from": [str(source.folder)], "lr": 1e-29, "epochs": 1, "seed": 5}
     same = train(tmp_path / "same", **still, pictures=4).weights()
     assert same.keys() == source.weights().keys()
     assert all(torch.equal(same[name], value) for name, value in source.weights().items())
@@ -189,10 +189,18 @@ def test_a_training_begins_with_the_weights_of_another_run(tmp_path):
     assert others["head.bias"].shape == (23,)
 
 
+def test_a_training_begins_with_the_mean_of_the_weights_of_several_runs(tmp_path):
+    sources = [train(tmp_path / str(seed), seed=seed) for seed in range(3)]
+    heir = train(tmp_path / "heir", start_from=[str(source.folder) for source in sources], lr=1e-29, epochs=1)
+    for name, value in heir.weights().items():
+        mean = sum(source.weights()[name].double() for source in sources) / 3
+        assert torch.allclose(value.double(), mean, rtol=1e-6, atol=0), name
+
+
 def test_a_training_begins_with_the_network_of_the_package(tmp_path):
     packed = Run.open(find_model("camvid"))
     parts = network_options(packed.options) | {"steps": 2, "size": Size(32, 48)}
-    heir = train(tmp_path / "heir", **parts, start_from="camvid", lr=1e-29, epochs=1, labels="coarse")
+    heir = train(tmp_path / "heir", **parts, start_from=["camvid"], lr=1e-29, epochs=1, labels="coarse")
     kernels = {
         name: value for name, value in packed.weights().items() if name.startswith("cores.") and value.dim() == 4
     }
@@ -277,14 +285,14 @@ def test_each_batch_of_a_guided_network_trains_one_of_the_positions(tmp_path, ta
 def test_a_guide_is_added_to_the_weights_of_a_run_without_one(tmp_path):
     parts = {"network": "gated", "stem": "s8", "finer": 2, "size": Size(32, 48), "lr": 1e-29, "epochs": 1}
     source = train(tmp_path / "source", **parts)
-    heir = train(tmp_path / "heir", **parts, guided=2, start_from=str(source.folder)).weights()
+    heir = train(tmp_path / "heir", **parts, guided=2, start_from=[str(source.folder)]).weights()
     assert all(torch.allclose(heir[name], value, rtol=0, atol=1e-20) for name, value in source.weights().items())
     assert {name for name in heir if name not in source.weights()} == {
         "stem.guide.weigh.weight",
         "stem.guide.weigh.bias",
     }
     with pytest.raises(FileError, match=r"is of another network: stem\.guide"):
-        train(tmp_path / "back", **parts, start_from=str(tmp_path / "heir"))
+        train(tmp_path / "back", **parts, start_from=[str(tmp_path / "heir")])
 
 
 VARIED = replace(TINY, steps=5, fewest_steps=2, prefix=3, gamma=0.7, batch=1)

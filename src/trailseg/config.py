@@ -167,9 +167,9 @@ class TrainOptions(DataOptions, NetworkOptions):
     """Splits to validate on; with camvid also only-DRIVE."""
     val_every: int = 1
     """Epochs from one validation to the next; the last epoch is always validated."""
-    start_from: str | None = None
-    """Run directory, or network of the package, to take the first weights from; where its classes are others, the
-    head and what hears the head begin anew."""
+    start_from: list[str] | None = None
+    """Run directory, or network of the package, to take the first weights from, or several, joined by commas: the mean
+    of theirs; where its classes are others, the head and what hears the head begin anew."""
     stem_from: str | None = None
     """Run directory to take the trained stem from, as the original did."""
     freeze_stem: bool = False
@@ -428,7 +428,7 @@ class PackOptions:
     """Run directory, as `trailseg train` made it."""
     out: str
     """Folder to write; it works wherever a run directory does."""
-    measured_by: str | None = None
+    measured_by: list[str] | None = None
     """Runs, joined by commas, whose last measures, on average, the card gives: the same options and training steps, on
     fewer splits, each with its seed, and so the runs that they started from (default: this run)."""
 

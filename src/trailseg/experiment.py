@@ -181,27 +181,32 @@ def _first_weights(options: TrainOptions, labels: LabelSet, memory: Memory, *, b
     network.mean.copy_(mean)
     network.std.copy_(std)
     if options.start_from is not None and not begun:
-        take_weights(network, options, labels, Run.open(find_model(options.start_from)))
+        take_weights(network, options, labels, [Run.open(find_model(source)) for source in options.start_from])
     if options.stem_from is not None and not begun:
         take_stem(network, options, Run.open(options.stem_from))
     return network
 
 
-def take_weights(network: Recurrence, options: TrainOptions, labels: LabelSet, source: Run) -> None:
-    """Copies the weights of another run, but head and feedback where its classes are others, and a guide it has not.
+def take_weights(network: Recurrence, options: TrainOptions, labels: LabelSet, sources: Sequence[Run]) -> None:
+    """Copies the mean of the weights of other runs, but head and feedback of other classes, and a guide they have not.
 
-    FileError where its network is another.
+    The mean is the uniform one of Wortsman et al., "Model soups", 2022. FileError where one's network is another.
     """
     free = ("guided", "steps", "size")  # where these bind weights, their shapes will tell
-    _require_same(options, source, *(name for name in network_options(options) if name not in free))
-    weights = source.weights()
-    anew: tuple[str, ...] = ()
-    if source.config["data"]["classes"] != list(labels.classes):
-        anew += ("head.", "feedback.")
-    if source.options.guided == 1:
-        anew += ("stem.guide.",)
-    weights |= {name: value for name, value in network.state_dict().items() if name.startswith(anew)}
-    load_weights(network, weights, source.checkpoint("last"))
+    new = {name: value.clone() for name, value in network.state_dict().items()}
+    mean = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in new.items()}
+    for source in sources:
+        _require_same(options, source, *(name for name in network_options(options) if name not in free))
+        anew: tuple[str, ...] = ()
+        if source.config["data"]["classes"] != list(labels.classes):
+            anew += ("head.", "feedback.")
+        if source.options.guided == 1:
+            anew += ("stem.guide.",)
+        kept = {name: value for name, value in new.items() if name.startswith(anew)}
+        load_weights(network, source.weights() | kept, source.checkpoint("last"))
+        for name, value in network.state_dict().items():
+            mean[name] += value.double() / len(sources)
+    network.load_state_dict(mean)
 
 
 def take_stem(network: Recurrence, options: TrainOptions, source: Run) -> None:

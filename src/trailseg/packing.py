@@ -30,7 +30,7 @@ def pack(options: PackOptions) -> Path:
         raise FileError(out, "is there already", "say another out=, or remove it")
     if not run.done:
         raise FileError(run.folder, f"is not finished ({run.summary()})", f"say `trailseg train resume={run.folder}`")
-    found = measures(run, [Run.open(folder) for folder in (options.measured_by or "").split(",") if folder])
+    found = measures(run, [Run.open(folder) for folder in options.measured_by or []])
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
         folder = Path(beside) / out.name
@@ -67,9 +67,11 @@ def measures(run: Run, sisters: Sequence[Run]) -> dict[str, Any]:
 
 def _require_alike(run: Run, sister: Run, may_differ: list[str]) -> None:
     """Trained alike but for those options, and so were the runs that the two started from."""
-    first, other = run.options.start_from, sister.options.start_from
-    if first is not None and other is not None and first != other:
-        _require_alike(Run.open(find_model(first)), Run.open(find_model(other)), may_differ)
+    mine, theirs = (one.options.start_from or [] for one in (run, sister))
+    if len(mine) == len(theirs):
+        for first, other in zip(mine, theirs, strict=True):
+            if first != other:
+                _require_alike(Run.open(find_model(first)), Run.open(find_model(other)), may_differ)
         may_differ = [*may_differ, "start_from"]
     if abs(_optimiser_steps(run) / _optimiser_steps(sister) - 1) < 0.01:
         may_differ = [*may_differ, "epochs"]  # fewer of more pictures
@@ -108,6 +110,9 @@ def _optimiser_steps(run: Run) -> int:
 
 def placeless(run: Run) -> dict[str, Any]:
     """A run's configuration without the paths of the machine that it was trained on."""
-    given = run.config["options"]
-    sources = {name: Path(given[name]).name for name in ("start_from", "stem_from") if given.get(name)}
-    return run.config | {"options": given | {"root": None} | sources}
+    placed: dict[str, Any] = {"root": None}
+    if run.options.start_from is not None:
+        placed["start_from"] = [Path(source).name for source in run.options.start_from]
+    if run.options.stem_from is not None:
+        placed["stem_from"] = Path(run.options.stem_from).name
+    return run.config | {"options": run.config["options"] | placed}
