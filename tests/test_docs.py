@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import fields
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from trailseg.networks.table import NAMED
 from trailseg.parsing import read_words, read_yaml
 from trailseg.report import write_report
 from trailseg.report.claims import claims
+from trailseg.runs import Run
 from trailseg.study import plan
 
 ROOT = Path(__file__).parent.parent
@@ -138,10 +139,8 @@ def test_the_committed_runs_are_those_of_the_committed_study(results):
     assert {run.folder.name for run in ran} == there
     assert len(ran) == len(planned)
     for run in ran:
-        options = read_yaml(run.folder / "config.yaml")["options"]
-        wanted = {f.name: getattr(run.options, f.name) for f in fields(run.options)}
-        wanted = {key: list(value) if isinstance(value, tuple) else value for key, value in wanted.items()}
-        assert [k for k, v in options.items() if k not in ("root", "device") and v != wanted[k]] == []
+        options, wanted = (asdict(given) for given in (Run.open(run.folder).options, run.options))
+        assert [name for name in wanted if name not in ("root", "device") and options[name] != wanted[name]] == []
 
 
 TOLERANCE = {  # chosen on val
