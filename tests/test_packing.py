@@ -22,7 +22,7 @@ from trailseg.config import MODEL, AppOptions, PredictOptions, Size, TrainOption
 from trailseg.data.readers import TERMS, open_data, select
 from trailseg.data.scenes import scene
 from trailseg.errors import FileError
-from trailseg.packing import measures
+from trailseg.packing import measures, placeless
 from trailseg.parsing import from_mapping, help_text, read_words
 from trailseg.predictor import WEIGHTS, find_model, packed
 from trailseg.runs import Run
@@ -119,6 +119,8 @@ def test_a_second_phase_is_measured_by_one_whose_first_was_trained_alike(
         assert run(["pack", str(tmp_path / "all"), *words]) == code, name
     problem = f"{runs / 'other'}: was trained otherwise than {runs / 'all'} (lr 0.01, not 0.02)"
     assert problem in capsys.readouterr().err
+    text = (tmp_path / "packed" / "one" / "card.md").read_text()
+    assert "| training | 1 of 1 epochs, seed 0, from the weights of `all` on |" in text
 
 
 def test_what_cannot_be_packed_is_told_in_a_line_and_nothing_is_left(
@@ -400,12 +402,17 @@ def test_the_card_of_a_network_of_the_package_is_up_to_date(real: Path):
     assert (real / "card.md").read_text() == card(real)
 
 
-def test_the_measures_of_a_network_of_the_package_are_those_of_a_committed_log(real: Path):
-    found = json.loads((real / "measures.json").read_text())
-    sisters = [Run.open(ROOT / "results" / real.name / name) for name in found["runs"]]
-    name = sisters[0].config["name"]
-    assert len(sisters) == len(list((ROOT / "results" / real.name).glob(f"{name}-seed?"))), "leaves out seeds"
-    assert found == measures(Run.open(real), sisters)
+def test_the_measures_of_a_network_of_the_package_are_those_of_a_committed_log(
+    real: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)  # where the places of the runs that they started from begin
+    shipped, found = Run.open(real), json.loads((real / "measures.json").read_text())
+    trained = Run.open(f"results/{real.name}-b/{shipped.config['name']}-seed{shipped.options.seed}")
+    sisters = [Run.open(f"results/{real.name}/{name}") for name in found["runs"]]
+    assert shipped.config == placeless(trained)
+    seeds = list(Path("results", real.name).glob(f"{sisters[0].config['name']}-seed*"))
+    assert len(sisters) == len(seeds), "leaves out seeds"
+    assert found == measures(trained, sisters)
 
 
 def test_a_network_of_the_package_answers_alike_in_both_forms(real: Path):

@@ -35,6 +35,7 @@ def card(folder: Path) -> str:
     measured = read_measures(folder)
     facts, options, config = facts_of(run), run.options, run.config
     weights = [file for file in (run.checkpoint("last"), folder / "model.onnx") if file.exists()]
+    before = ", ".join(f"`{source}`" for source in options.start_from or [])
     most = "any number" if facts.max_steps is None else f"at most {facts.max_steps}"
     about = {
         "data": facts.data,
@@ -44,7 +45,8 @@ def card(folder: Path) -> str:
         "size of a picture": f"{facts.size.height} x {facts.size.width} pixels; others are resized to it and back",
         "multiply-accumulates": f"{facts.macs_stem / 1e9:.3f} G a picture, {facts.macs_step / 1e9:.3f} G a step",
         "steps": f"trained with {facts.trained_steps}; takes {most}",
-        "training": f"{run.position().epoch} of {options.epochs} epochs, seed {options.seed}",
+        "training": f"{run.position().epoch} of {options.epochs} epochs, seed {options.seed}"
+        + (f", from the weights of {before} on" if before else ""),
         "versions": ", ".join(f"{name} {version}" for name, version in config["versions"].items()),
         "files": ", ".join(f"`{f.relative_to(folder).as_posix()}` {f.stat().st_size / 1e6:.2f} MB" for f in weights),
     }
