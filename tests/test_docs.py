@@ -106,6 +106,8 @@ def test_the_docs_say_what_the_optimiser_brings():
         return {"seeds": len(steps), "mIoU": sum(100 * s[-1]["miou"] for s in steps) / len(steps)} | classes
 
     rows = {
+        "gated-million, second phase, guided": of("camvid", "gated-million-guided"),
+        "gated-million, standardised by itself": of("camvid", "gated-million"),
         "gated-half, second phase, guided": of("camvid", "gated-half-guided"),
         "gated-half, second phase": of("camvid", "gated-half-phase2"),
         "gated-half, standardised by itself": of("camvid", "gated-half"),
