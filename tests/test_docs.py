@@ -108,6 +108,8 @@ def test_the_docs_say_what_the_optimiser_brings():
     rows = {
         "gated-million, second phase, guided": of("camvid", "gated-million-guided"),
         "gated-million, standardised by itself": of("camvid", "gated-million"),
+        "gated-half, the mean of two third phases": of("camvid", "gated-half-soup"),
+        "gated-half, third phase, guided": of("camvid", "gated-half-phase3"),
         "gated-half, second phase, guided": of("camvid", "gated-half-guided"),
         "gated-half, second phase": of("camvid", "gated-half-phase2"),
         "gated-half, standardised by itself": of("camvid", "gated-half"),
