@@ -193,10 +193,11 @@ def take_weights(network: Recurrence, options: TrainOptions, labels: LabelSet, s
     The mean is the uniform one of Wortsman et al., "Model soups", 2022. FileError where one's network is another.
     """
     free = ("guided", "steps", "size")  # where these bind weights, their shapes will tell
+    bound = [name for name in network_options(options) if name not in free]
     new = {name: value.clone() for name, value in network.state_dict().items()}
     mean = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in new.items()}
     for source in sources:
-        _require_same(options, source, *(name for name in network_options(options) if name not in free))
+        _require_same(options, source, *bound)
         anew: tuple[str, ...] = ()
         if source.config["data"]["classes"] != list(labels.classes):
             anew += ("head.", "feedback.")

@@ -226,9 +226,7 @@ def shares_at_scale(labels: Tensor, scale: int, classes: int) -> Tensor:
     `scale` square; what is IGNORE, or outside the picture, has no class.
     """
     each = torch.arange(classes, dtype=labels.dtype, device=labels.device).view(-1, 1, 1)
-    count = (in_squares(labels, scale)[:, None] == each).view(
-        torch.uint8
-    )  # in bytes, and one side after the other, for speed
-    for side in (3, 2):
+    count = (in_squares(labels, scale)[:, None] == each).view(torch.uint8)
+    for side in (3, 2):  # in bytes, and one side after the other, for speed
         count = torch.unflatten(count, side, (-1, scale)).sum(side + 1, dtype=torch.uint8)
     return count / scale**2
