@@ -137,13 +137,13 @@ def test_the_committed_runs_are_those_of_the_committed_study(results):
     committed, _ = results
     study = committed / "study.yaml"
     assert study.read_bytes() == (ROOT / "studies" / f"{committed.name}.yaml").read_bytes()
-    planned = plan(study, committed, {})
+    planned = plan(study, committed.relative_to(ROOT), {})
     there = {path.parent.name for path in committed.glob("*/log.jsonl")}
     ran = [run for run in planned if run.folder.name in there]
     assert {run.folder.name for run in ran} == there
     assert len(ran) == len(planned)
     for run in ran:
-        options, wanted = (asdict(given) for given in (Run.open(run.folder).options, run.options))
+        options, wanted = (asdict(given) for given in (Run.open(ROOT / run.folder).options, run.options))
         assert [name for name in wanted if name not in ("root", "device") and options[name] != wanted[name]] == []
 
 

@@ -602,6 +602,9 @@ def test_a_study_is_checked_whole_before_anything_is_trained(tmp_path):
     file.write_text(f"runs:\n  - {row}\n  - {{network: hourglass, augment: driv}}\n")
     with pytest.raises(OptionError, match="did you mean 'drive'"):
         study.run_study(file, tmp_path / "out", {}, Console(quiet=True))
+    file.write_text(f"runs:\n  - {row}\n  - {{network: single, name: heir, start_from: singel-seed0}}\n")
+    with pytest.raises(FileError, match="singel-seed0: there is no such run directory"):
+        study.run_study(file, tmp_path / "out", {}, Console(quiet=True))
     assert not (tmp_path / "out").exists()
     file.write_text(f"seeds: [0, 1]\nruns:\n  - {row}\n")
     assert [run.options.seed for run in study.plan(file, tmp_path / "out", {"seed": 4})] == [4]
@@ -627,21 +630,36 @@ def test_a_study_runs_each_row_on_each_of_its_splits(tmp_path):
         study.plan(file, tmp_path, {})
 
 
+def test_a_row_goes_on_from_an_earlier_row_on_the_same_split(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text("""
+        splits: [{val_on: val}, {val_on: only-a}]
+        runs: [{name: first, network: gated, start_from: second-seed1},
+               {name: second, network: gated, seed: 1},
+               {name: mean, network: gated, start_from: [first-seed0, second-seed1]}]
+    """)
+    runs = {run.folder.name: run.options.start_from for run in study.plan(file, tmp_path, {})}
+    assert runs["first-only-a-seed0"] == ["second-seed1"]
+    assert runs["mean-val-seed0"] == [str(tmp_path / "first-val-seed0"), str(tmp_path / "second-val-seed1")]
+    assert runs["mean-only-a-seed0"] == [str(tmp_path / "first-only-a-seed0"), str(tmp_path / "second-only-a-seed1")]
+
+
 def test_a_study_trains_what_is_missing_and_leaves_what_is_done(tmp_path):
     file = tmp_path / "study.yaml"
     options = "{stem: x2, channels: 4, depth: 1, steps: 2, size: [16, 24], pictures: 5, epochs: 1, device: cpu}"
     file.write_text(
-        f"defaults: {options}\nseeds: [0, 1]\nruns:\n  - network: single\n  - {{network: hourglass, name: tall}}\n"
+        f"defaults: {options}\nseeds: [0, 1]\nruns:\n  - network: single\n"
+        "  - {network: single, name: mean, start_from: [single-seed0, single-seed1]}\n"
     )
     out = tmp_path / "out"
     assert study.run_study(file, out, {}, Console(quiet=True)) == []
-    names = ["single-seed0", "single-seed1", "tall-seed0", "tall-seed1"]
+    names = ["mean-seed0", "mean-seed1", "single-seed0", "single-seed1"]
     assert sorted(p.parent.name for p in out.glob("*/config.yaml")) == names
     stamp = {name: (out / name / "log.jsonl").stat().st_mtime_ns for name in names}
-    shutil.rmtree(out / "tall-seed1")
+    shutil.rmtree(out / "mean-seed1")
     assert study.run_study(file, out, {}, Console(quiet=True)) == []
     again = {name: (out / name / "log.jsonl").stat().st_mtime_ns for name in names}
-    assert [name for name in names if again[name] != stamp[name]] == ["tall-seed1"]
+    assert [name for name in names if again[name] != stamp[name]] == ["mean-seed1"]
     assert (out / "report.html").exists()
     with pytest.raises(FileError, match="holds a run with other options"):
         study.run_study(file, out, {"lr": 0.5}, Console(quiet=True))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from trailseg.config import TrainOptions
 from trailseg.errors import FileError, OptionError
 from trailseg.experiment import check, check_same, one_process, settle, train
 from trailseg.parsing import from_mapping, read_yaml
+from trailseg.predictor import find_model
 from trailseg.report import write_report
 from trailseg.report.published import read_published
 from trailseg.runs import Run
@@ -33,8 +34,9 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
 
     The file maps `title`, `defaults` (options for all), `seeds` (each row without one is run with each) and `runs`, a
     list of rows: options, and a `name` where two rows have the same network. Each row is also run with each of
-    `splits`, a list of train_on and val_on, where there is one. For the report it may list `published` figures.
-    OptionError where a row is not right.
+    `splits`, a list of train_on and val_on, where there is one. A row's `start_from` may say NAME-seedN for the run of
+    an earlier row, on the same split. For the report it may list `published` figures. OptionError where a row is not
+    right.
     """
     content = read_yaml(file)
     for key in content:
@@ -54,6 +56,7 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
     if "network" in overrides:
         raise OptionError("network: the rows of a study name theirs; leave it out")
     planned: dict[Path, Planned] = {}
+    earlier: dict[tuple[str, ...], str] = {}
     for row in rows:
         name = str(row.get("name", row.get("network", TrainOptions.network)))
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -67,7 +70,11 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
                 raise OptionError(f"{file}: two rows are called {name}; give each a name of its own")
             if not one_process(options):
                 raise OptionError("a study trains on one device; train its rows by themselves to use several")
+            if options.start_from is not None:
+                sources = [earlier.get((*split.values(), source), source) for source in options.start_from]
+                options = replace(options, start_from=sources)
             planned[folder] = Planned(name, folder, options)
+            earlier[(*split.values(), f"{name}-seed{options.seed}")] = str(folder)
     return list(planned.values())
 
 
@@ -78,11 +85,15 @@ def run_study(file: Path, out: Path, overrides: Mapping[str, Any], console: Cons
     are returned. FileError with the first where nothing at all could be trained.
     """
     planned = plan(file, out, overrides)
+    here = {str(run.folder) for run in planned}
     for wanted in planned:
         if (wanted.folder / "config.yaml").exists():
             check_same(Run.open(wanted.folder), wanted.options)
         else:
             check(wanted.options)
+            for source in wanted.options.start_from or []:
+                if source not in here:
+                    find_model(source)
     write_whole(out / "study.yaml", file.read_bytes())
     for folder in (out, out / "plots"):
         sweep(folder)
