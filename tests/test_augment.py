@@ -198,12 +198,39 @@ def test_a_cover_shows_the_other_picture_in_its_rectangle():
     (images, labels), box = pictures(2, 8, 10), [0.25, 0.5, 0.75, 0.9]
     others, other_labels = 1 - images, labels + 10
     boxes = torch.tensor([box, [0.0, 0, 0, 0]])
-    mixed, mixed_labels = cover(images, labels, others, other_labels, boxes)
+    mixed, mixed_labels = cover(images, labels, others, other_labels, boxes, torch.full((2, 256), True))
     inside = torch.zeros(8, 10, dtype=torch.bool)
     inside[2:6, 5:9] = True
     assert torch.equal(mixed_labels[0], torch.where(inside, other_labels[0], labels[0]))
     assert torch.equal(mixed[0], torch.where(inside, others[0], images[0]))
     assert torch.equal(mixed[1], images[1])
+
+
+def test_a_cover_shows_only_the_labels_that_are_seen():
+    (images, labels), seen = pictures(2, 8, 10), torch.full((2, 256), False)
+    others, other_labels = 1 - images, labels.flip(1)
+    seen[1, 3] = True
+    everything = torch.tensor([[0.0, 0, 1, 1]]).expand(2, 4)
+    mixed, mixed_labels = cover(images, labels, others, other_labels, everything, seen)
+    assert torch.equal(mixed[0], images[0])
+    inside = other_labels[1] == 3
+    assert 0 < inside.sum() < inside.numel()
+    assert torch.equal(mixed_labels[1], torch.where(inside, 3, labels[1]))
+    assert torch.equal(mixed[1], torch.where(inside, others[1], images[1]))
+
+
+def test_half_of_the_covers_of_classmix_are_half_of_the_classes_wherever_they_lie():
+    drawing = {"seed": 1, "epoch": 2, "places": range(400), "view": (1, 1)}
+    cutmix, classmix = (draw_partners(PRESETS[name], 20, **drawing) for name in ("mild", "classmix"))
+    assert torch.equal(cutmix[0], classmix[0])
+    assert torch.equal(cutmix[1], classmix[1])
+    assert cutmix[3].all()
+    everywhere = (classmix[2] == torch.tensor([0.0, 0, 1, 1])).all(1)
+    assert abs(everywhere.float().mean() - 0.5) < 0.1
+    assert torch.equal(classmix[2][~everywhere], cutmix[2][~everywhere])
+    assert classmix[3][~everywhere].all()
+    assert abs(classmix[3][everywhere][:, :IGNORE].float().mean() - 0.5) < 0.01
+    assert not classmix[3][everywhere][:, IGNORE].any()
 
 
 def test_partners_depend_on_seed_epoch_and_place_only_and_cover_half_on_average():
@@ -213,7 +240,7 @@ def test_partners_depend_on_seed_epoch_and_place_only_and_cover_half_on_average(
     ]
     for whole, part in zip(*drawn, strict=True):
         assert torch.equal(whole[7:], part)
-    partners, _, boxes = drawn[0]
+    partners, _, boxes, _ = drawn[0]
     mixed = partners >= 0
     assert abs(mixed.float().mean() - robust.mix) < 0.1
     assert set(partners[mixed].tolist()) == set(range(20))

@@ -149,8 +149,8 @@ class TrainOptions(DataOptions, NetworkOptions):
     """Most steps before those, without gradient and loss: each batch draws their number from 0 to there."""
     augment: str = "drive"
     """Augmentation: none, seed (flips and rotations by 15 and 30 degrees: original), drive (forward views), views
-    (scales of 0.7 to 2), weather (views in other light and colours), robust (weather, and parts of other pictures), or
-    mild (robust in less of other light, for standardize=picture)."""
+    (scales of 0.7 to 2), weather (views in other light and colours), robust (weather, and parts of other pictures),
+    mild (robust in less of other light, for standardize=picture), or classmix (mild, and classes of other pictures)."""
     memory: float = 4.0
     """Gigabytes of decoded pictures to hold in memory, for each of train and val; more are mapped from the cache."""
     skip_bad: bool = False

@@ -236,9 +236,9 @@ class Fetched(NamedTuple):
     """(B, H, W) uint8."""
     drawn: Tensor | None
     """See `augment.draw`; None where nothing is changed."""
-    others: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None
-    """The places in the batch of those pictures that another covers in part, and images, labels, drawn and boxes of the
-    pictures that do; None where there are none."""
+    others: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] | None
+    """The places in the batch of those pictures that another covers in part, and images, labels, drawn, boxes and seen
+    of the pictures that do; None where there are none."""
 
 
 def fetch(memory: Memory, options: TrainOptions, epoch: int, batch: Batch) -> Fetched:
@@ -254,9 +254,11 @@ def fetch(memory: Memory, options: TrainOptions, epoch: int, batch: Batch) -> Fe
     drawn = augment.draw(preset, **drawing)
     if not preset.mix:
         return Fetched(images, labels, drawn, None)
-    partners, partners_drawn, boxes = augment.draw_partners(preset, len(memory.names), **drawing)
+    partners, partners_drawn, boxes, seen = augment.draw_partners(preset, len(memory.names), **drawing)
     mixed = (partners >= 0).nonzero()[:, 0]
-    others = (mixed, *memory.take(partners[mixed]), partners_drawn[mixed], boxes[mixed]) if len(mixed) else None
+    if not len(mixed):
+        return Fetched(images, labels, drawn, None)
+    others = (mixed, *memory.take(partners[mixed]), partners_drawn[mixed], boxes[mixed], seen[mixed])
     return Fetched(images, labels, drawn, others)
 
 
@@ -267,10 +269,10 @@ def load(fetched: Fetched, size: Size, device: torch.device) -> tuple[Tensor, Te
         return images, labels
     images, labels = augment.apply(images, labels, fetched.drawn, size)
     if fetched.others is not None:
-        mixed, others, other_labels, drawn, boxes = fetched.others
+        mixed, others, other_labels, drawn, boxes, seen = fetched.others
         views = augment.apply(others.to(device).float() / 255, other_labels.to(device), drawn, size)
         here = mixed.to(device)
-        images[here], labels[here] = augment.cover(images[here], labels[here], *views, boxes)
+        images[here], labels[here] = augment.cover(images[here], labels[here], *views, boxes, seen)
     return images, labels
 
 

@@ -37,7 +37,10 @@ class Augmentation:
     tint: float = 0.0
     """Greatest relative change of each of red, green and blue."""
     mix: float = 0.0
-    """Probability that a rectangle of another picture covers a part (Yun et al., "CutMix", 2019, section 3.1)."""
+    """Probability that another picture covers a part: a rectangle (Yun et al., "CutMix", 2019, section 3.1)."""
+    classes: float = 0.0
+    """Probability that what covers is not a rectangle but about half of the other's classes, wherever they lie (Olsson
+    et al., "ClassMix", 2021, section 3.1, with the truth in place of predictions)."""
 
 
 PRESETS = {
@@ -46,6 +49,7 @@ PRESETS = {
     "drive": Augmentation(flip=0.5, tilt=5.0, zoom=(0.75, 1.5), shift=0.1, light=0.3),
     "views": Augmentation(flip=0.5, tilt=5.0, zoom=(0.7, 2.0), roam=1.0),
     "mild": Augmentation(flip=0.5, tilt=5.0, zoom=(0.7, 2.0), roam=1.0, light=0.2, gamma=1.5, mix=0.5),
+    "classmix": Augmentation(flip=0.5, tilt=5.0, zoom=(0.7, 2.0), roam=1.0, light=0.2, gamma=1.5, mix=0.5, classes=0.5),
     "weather": Augmentation(flip=0.5, tilt=5.0, zoom=(0.7, 2.0), roam=1.0, light=0.5, gamma=1.8, tint=0.15),
     "robust": Augmentation(flip=0.5, tilt=5.0, zoom=(0.7, 2.0), roam=1.0, light=0.5, gamma=1.8, tint=0.15, mix=0.5),
 }
@@ -65,21 +69,26 @@ def draw(
 
 def draw_partners(
     augmentation: Augmentation, count: int, *, seed: int, epoch: int, places: Iterable[int], view: tuple[float, float]
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What covers a part of each place's picture: which of `count` pictures (B,) int64, -1 for none; as what `draw`
-    gives; and the rectangle (B, 4) float32, its top, left, bottom and right in 0..1, of any position and an area drawn
-    evenly from 0..1.
+    gives; the rectangle (B, 4) float32, its top, left, bottom and right in 0..1, of any position and an area drawn
+    evenly from 0..1, or everything; and which labels of the other are seen in it (B, 256) bool.
     """
-    partners, drawn, boxes = [], [], []
+    partners, drawn, boxes, seen = [], [], [], []
     for place in places:
         random = np.random.default_rng([seed, epoch, place, 2])  # 2 tells it from `draw` and from the steps' draw
         partners.append(int(random.integers(count)) if random.random() < augmentation.mix else -1)
         side = np.sqrt(random.random())
         top, left = random.uniform(0, 1 - side, 2)
-        boxes.append([top, left, top + side, left + side])
         drawn.append(_draw(augmentation, random, view))
+        if random.random() < augmentation.classes:
+            boxes.append([0.0, 0.0, 1.0, 1.0])
+            seen.append((random.random(256) < 0.5) & (np.arange(256) != IGNORE))
+        else:
+            boxes.append([top, left, top + side, left + side])
+            seen.append(np.full(256, True))
     parameters, rectangles = (torch.tensor(np.stack(x), dtype=torch.float32) for x in (drawn, boxes))
-    return torch.tensor(partners), parameters, rectangles
+    return torch.tensor(partners), parameters, rectangles, torch.tensor(np.stack(seen))
 
 
 def _draw(a: Augmentation, random: np.random.Generator, view: tuple[float, float]) -> np.ndarray:
@@ -124,10 +133,15 @@ def apply(images: Tensor, labels: Tensor, drawn: Tensor, size: tuple[int, int]) 
     return images, labels
 
 
-def cover(images: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Images and labels as of `apply`, of whose rectangles `boxes` (B, 4) the others are seen."""
+def cover(
+    images: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, boxes: Tensor, seen: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Images and labels as of `apply`, in whose rectangles `boxes` (B, 4) the others are, where `seen` (B, 256) says so
+    of their labels.
+    """
     height, width = images.shape[-2:]
     rows, columns = (torch.arange(side, device=images.device) / side for side in (height, width))
     top, left, bottom, right = boxes.to(images.device)[:, :, None].unbind(1)
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None]
+    inside &= seen.to(images.device).gather(1, other_labels.flatten(1).long()).view_as(other_labels)
     return torch.where(inside[:, None], others, images), torch.where(inside, other_labels, labels)
