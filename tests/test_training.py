@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import pytest
 import safetensors.torch
@@ -634,14 +635,16 @@ def test_a_row_goes_on_from_an_earlier_row_on_the_same_split(tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text("""
         splits: [{val_on: val}, {val_on: only-a}]
+        seeds: [0, 2]
         runs: [{name: first, network: gated, start_from: second-seed1},
                {name: second, network: gated, seed: 1},
-               {name: mean, network: gated, start_from: [first-seed0, second-seed1]}]
+               {name: mean, network: gated, start_from: [first, second-seed1, second]}]
     """)
     runs = {run.folder.name: run.options.start_from for run in study.plan(file, tmp_path, {})}
     assert runs["first-only-a-seed0"] == ["second-seed1"]
-    assert runs["mean-val-seed0"] == [str(tmp_path / "first-val-seed0"), str(tmp_path / "second-val-seed1")]
-    assert runs["mean-only-a-seed0"] == [str(tmp_path / "first-only-a-seed0"), str(tmp_path / "second-only-a-seed1")]
+    for split, seed in product(("val", "only-a"), (0, 2)):
+        named = [str(tmp_path / run) for run in (f"first-{split}-seed{seed}", f"second-{split}-seed1")]
+        assert runs[f"mean-{split}-seed{seed}"] == [*named, "second"]
 
 
 def test_a_study_trains_what_is_missing_and_leaves_what_is_done(tmp_path):

@@ -34,9 +34,9 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
 
     The file maps `title`, `defaults` (options for all), `seeds` (each row without one is run with each) and `runs`, a
     list of rows: options, and a `name` where two rows have the same network. Each row is also run with each of
-    `splits`, a list of train_on and val_on, where there is one. A row's `start_from` may say NAME-seedN for the run of
-    an earlier row, on the same split. For the report it may list `published` figures. OptionError where a row is not
-    right.
+    `splits`, a list of train_on and val_on, where there is one. A row's `start_from` may name an earlier row, for its
+    run on the same split with the same seed, or with another, as NAME-seedN. For the report it may list `published`
+    figures. OptionError where a row is not right.
     """
     content = read_yaml(file)
     for key in content:
@@ -56,7 +56,7 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
     if "network" in overrides:
         raise OptionError("network: the rows of a study name theirs; leave it out")
     planned: dict[Path, Planned] = {}
-    earlier: dict[tuple[str, ...], str] = {}
+    earlier: dict[str, dict[str, str]] = {}
     for row in rows:
         name = str(row.get("name", row.get("network", TrainOptions.network)))
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -70,11 +70,12 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
                 raise OptionError(f"{file}: two rows are called {name}; give each a name of its own")
             if not one_process(options):
                 raise OptionError("a study trains on one device; train its rows by themselves to use several")
+            alike = earlier.setdefault(str(split), {})
             if options.start_from is not None:
-                sources = [earlier.get((*split.values(), source), source) for source in options.start_from]
+                sources = [alike.get(f"{s}-seed{options.seed}", alike.get(s, s)) for s in options.start_from]
                 options = replace(options, start_from=sources)
             planned[folder] = Planned(name, folder, options)
-            earlier[(*split.values(), f"{name}-seed{options.seed}")] = str(folder)
+            alike[f"{name}-seed{options.seed}"] = str(folder)
     return list(planned.values())
 
 
