@@ -92,13 +92,20 @@ def test_a_packed_run_is_slim_and_answers_as_the_run_with_its_averaged_weights(r
 
 
 @pytest.mark.parametrize(
-    ("option", "places", "names"),
+    ("option", "places", "names", "told"),
     [
-        ("start_from", "/home/me/runs/first,/home/me/second", ["first", "second"]),
-        ("stem_from", "/home/me/runs/first", "first"),
+        (
+            "start_from",
+            "/home/me/runs/first,/home/me/second",
+            ["first", "second"],
+            ", from the mean of the weights of `first`, `second` on |",
+        ),
+        ("stem_from", "/home/me/runs/first", "first", " |"),
     ],
 )
-def test_no_path_of_the_machine_is_packed(option: str, places: str, names: str | list[str], runs: Path, tmp_path: Path):
+def test_no_path_of_the_machine_is_packed(
+    option: str, places: str, names: str | list[str], told: str, runs: Path, tmp_path: Path
+):
     source = shutil.copytree(runs / "one", tmp_path / "source")
     given = (f"{option}: null", f"{option}: {places}")
     reconfigured(source, lambda text: text.replace("root: null", "root: /home/me/data").replace(*given))
@@ -106,6 +113,7 @@ def test_no_path_of_the_machine_is_packed(option: str, places: str, names: str |
     for name, data in content(tmp_path / "packed").items():
         assert not re.search(rb"/home/|/work/|" + str(tmp_path).encode(), data), name
     assert getattr(Run.open(tmp_path / "packed").options, option) == names
+    assert f"epochs, seed 0{told}" in (tmp_path / "packed" / "card.md").read_text()
 
 
 def test_a_second_phase_is_measured_by_one_whose_first_was_trained_alike(

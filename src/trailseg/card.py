@@ -35,7 +35,8 @@ def card(folder: Path) -> str:
     measured = read_measures(folder)
     facts, options, config = facts_of(run), run.options, run.config
     weights = [file for file in (run.checkpoint("last"), folder / "model.onnx") if file.exists()]
-    before = ", ".join(f"`{source}`" for source in options.start_from or [])
+    before = [f"`{source}`" for source in options.start_from or []]
+    mean = "the mean of the" if len(before) > 1 else "the"
     most = "any number" if facts.max_steps is None else f"at most {facts.max_steps}"
     about = {
         "data": facts.data,
@@ -46,7 +47,7 @@ def card(folder: Path) -> str:
         "multiply-accumulates": f"{facts.macs_stem / 1e9:.3f} G a picture, {facts.macs_step / 1e9:.3f} G a step",
         "steps": f"trained with {facts.trained_steps}; takes {most}",
         "training": f"{run.position().epoch} of {options.epochs} epochs, seed {options.seed}"
-        + (f", from the weights of {before} on" if before else ""),
+        + (f", from {mean} weights of {', '.join(before)} on" if before else ""),
         "versions": ", ".join(f"{name} {version}" for name, version in config["versions"].items()),
         "files": ", ".join(f"`{f.relative_to(folder).as_posix()}` {f.stat().st_size / 1e6:.2f} MB" for f in weights),
     }
