@@ -69,23 +69,24 @@ def test_the_readmes_figures_are_those_of_the_committed_logs(results):
 
 
 def controls(rows):
-    """What a network gains by its steps, and over its two controls with the seeds that both have."""
-    half = rows["gated-half"]
-    yield (
-        f"- **Its own steps**: gated-half scores {', '.join(stat.percent() for stat in half.miou)} % mIoU, "
-        f"{half.growth.percent('+')} from the first on."
-    )
-    if once := rows.get("once"):
+    """What a network gains by its steps, and over its two controls with the seeds that both have, in each phase."""
+    for phase in ("", "-guided"):
+        if f"gated-half{phase}" not in rows:
+            continue
+        half, once, stack = (rows[name + phase] for name in ("gated-half", "once", "stack"))
         yield (
-            f"- **One step at equal parameters** (`once`: the same network trained for its first step alone, at "
+            f"- **Its own steps**: {half.name} scores {', '.join(stat.percent() for stat in half.miou)} % mIoU, "
+            f"{half.growth.percent('+')} from the first on."
+        )
+        yield (
+            f"- **One step at equal parameters** (`{once.name}`: the same network trained for its first step alone, at "
             f"{once.macs / half.macs:.0%} of the multiply-accumulates) scores {once.miou[0].percent()} %: four steps "
             f"bring {_gains(half, once)} over it."
         )
-    if stack := rows.get("stack"):
         size, more = (row.network.parameters / 1e6 for row in (half, stack))
         yield (
-            f"- **No sharing at equal multiply-accumulates** (`stack`: a core for each step, {more:.2f}M parameters, "
-            f"not {size:.2f}M) scores {stack.miou[-1].percent()} %: sharing brings {_gains(half, stack)}."
+            f"- **No sharing at equal multiply-accumulates** (`{stack.name}`: a core for each step, {more:.2f}M "
+            f"parameters, not {size:.2f}M) scores {stack.miou[-1].percent()} %: sharing brings {_gains(half, stack)}."
         )
 
 
@@ -118,6 +119,8 @@ def test_the_docs_say_what_the_optimiser_brings():
         "gated-half, standardised by itself": of("camvid", "gated-half"),
         "gated-half, Muon": of("camvid-robust", "gated-half"),
         "gated-half, AdamW": of("camvid-adamw", "gated-half-long"),
+        "once, second phase, guided": of("camvid", "once-guided"),
+        "once, standardised by itself": of("camvid", "once"),
         "once, Muon": of("camvid-robust", "once"),
         "once, AdamW": of("camvid-adamw", "once-long"),
     }
