@@ -647,6 +647,27 @@ def test_a_row_goes_on_from_an_earlier_row_on_the_same_split(tmp_path):
         assert runs[f"mean-{split}-seed{seed}"] == [*named, "second"]
 
 
+def test_a_row_extends_an_earlier_one(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text("""
+        defaults: {network: gated, lr: 1}
+        runs: [{name: first, lr: 2, gamma: 0.5},
+               {extends: first, seed: 1},
+               {extends: first, name: second, lr: 3},
+               {extends: second, seed: 2, network: single}]
+    """)
+    planned = study.plan(file, tmp_path, {})
+    assert [(run.folder.name, run.options.network, run.options.lr, run.options.gamma) for run in planned] == [
+        ("first-seed0", "gated", 2, 0.5),
+        ("first-seed1", "gated", 2, 0.5),
+        ("second-seed0", "gated", 3, 0.5),
+        ("second-seed2", "single", 3, 0.5),
+    ]
+    file.write_text("runs: [{name: first, network: gated}, {extends: frist}]")
+    with pytest.raises(OptionError, match="did you mean 'first'"):
+        study.plan(file, tmp_path, {})
+
+
 def test_a_study_trains_what_is_missing_and_leaves_what_is_done(tmp_path):
     file = tmp_path / "study.yaml"
     options = "{stem: x2, channels: 4, depth: 1, steps: 2, size: [16, 24], pictures: 5, epochs: 1, device: cpu}"

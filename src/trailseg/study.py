@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from trailseg.config import TrainOptions
-from trailseg.errors import FileError, OptionError
+from trailseg.errors import FileError, OptionError, require
 from trailseg.experiment import check, check_same, one_process, settle, train
 from trailseg.parsing import from_mapping, read_yaml
 from trailseg.predictor import find_model
@@ -33,10 +33,11 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
     """The runs of a study file.
 
     The file maps `title`, `defaults` (options for all), `seeds` (each row without one is run with each) and `runs`, a
-    list of rows: options, and a `name` where two rows have the same network. Each row is also run with each of
-    `splits`, a list of train_on and val_on, where there is one. A row's `start_from` may name an earlier row, for its
-    run on the same split with the same seed, or with another, as NAME-seedN. For the report it may list `published`
-    figures. OptionError where a row is not right.
+    list of rows: options, and a `name` where two rows have the same network. A row that `extends` an earlier one, by
+    its name, takes from there what it does not say itself. Each row is also run with each of `splits`, a list of
+    train_on and val_on, where there is one. A row's `start_from` may name an earlier row, for its run on the same split
+    with the same seed, or with another, as NAME-seedN. For the report it may list `published` figures. OptionError
+    where a row is not right.
     """
     content = read_yaml(file)
     for key in content:
@@ -57,11 +58,15 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
         raise OptionError("network: the rows of a study name theirs; leave it out")
     planned: dict[Path, Planned] = {}
     earlier: dict[str, dict[str, str]] = {}
+    named: dict[str, dict[str, Any]] = {}
     for row in rows:
+        if "extends" in row:
+            row = named[require(f"{file}: extends", str(row["extends"]), named)] | row
         name = str(row.get("name", row.get("network", TrainOptions.network)))
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise OptionError(f"{file}: name={name}: use letters, digits, '.', '_' and '-'")
-        given = {k: v for k, v in row.items() if k != "name"}
+        named.setdefault(name, row)
+        given = {k: v for k, v in row.items() if k not in ("name", "extends")}
         for split, seed in product(splits, [None] if "seed" in {**row, **overrides} else seeds):
             values = {**defaults, **given, **split, **({} if seed is None else {"seed": seed}), **overrides}
             options = settle(from_mapping(TrainOptions, values, f"{file}: {name}"))
