@@ -241,10 +241,16 @@ def test_runs_of_a_row_that_differ_in_more_than_the_seed_are_noted(tmp_path):
     make_run(tmp_path / "2", "single", entry(3, [GOOD]), lr=0.2)
     make_run(tmp_path / "3", "mine", entry(3, [FIRST]), fuse_start="random")
     make_run(tmp_path / "4", "mine", entry(3, [GOOD]), seed=1)  # older than that option
+    for seed, start in enumerate(["runs/3", ["elsewhere/4"], ["1"]]):  # two seeds of mine, and another network
+        make_run(tmp_path / f"heir{seed}", f"heir{seed // 2}", entry(3, [FIRST]), seed=seed, start_from=start)
+    make_run(tmp_path / "5", "heir1", entry(3, [FIRST]), seed=5, start_from=["4"])
     notes = tables(tmp_path)[0].notes
-    assert [("more than the seed (lr)" in note, "same seed" in note) for note in notes] == [
+    assert [("more than the seed (lr)" in note, "same seed" in note) for note in notes[:2]] == [
         (True, False),
         (False, True),
+    ]
+    assert [note.partition(",")[0] for note in notes[2:]] == [
+        "heir1: its runs differ in more than the seed (start_from)"
     ]
 
 

@@ -6,7 +6,7 @@ Legend: S steps, K classes.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,8 @@ class Run:
     seed: int
     epochs_planned: int
     options: Mapping[str, Any]
-    """What it computes: all options but where it was computed and kept; of those younger than the run the default."""
+    """What it computes: all options but where it was computed and kept; of those younger than the run the default. What
+    it started from is called by its name where it was read as well, and else by its folder."""
     network: Network
     data: Data
     versions: Mapping[str, str]
@@ -111,7 +112,18 @@ def read_runs(folder: Path) -> list[Run]:
         raise FileError(
             folder, "holds no run (config.yaml with log.jsonl)", "train one into it, or name another folder"
         )
-    return [_read(path) for path in found if _is_run(path)]
+    return _name_sources([_read(path) for path in found if _is_run(path)])
+
+
+def _name_sources(found: list[Run]) -> list[Run]:
+    """The runs, each with the names of those that it started from in place of their folders, where these are here."""
+    names = {run.path.name: run.name for run in found}
+    for number, run in enumerate(found):
+        if sources := run.options["start_from"]:
+            folders = [sources] if isinstance(sources, str) else sources  # of one, older runs say the folder alone
+            called = [names.get(PurePath(folder).name, folder) for folder in folders]
+            found[number] = replace(run, options={**run.options, "start_from": called})
+    return found
 
 
 def _is_run(folder: Path) -> bool:

@@ -43,7 +43,7 @@ class Stat:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One network: its runs differ in nothing but the seed. All measures are 0..1."""
+    """One network: its runs, and what they started from, differ in nothing but the seed. All measures are 0..1."""
 
     name: str
     runs: tuple[Run, ...]
