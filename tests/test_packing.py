@@ -415,10 +415,11 @@ def test_the_measures_of_a_network_of_the_package_are_those_of_a_committed_log(
 ):
     monkeypatch.chdir(ROOT)  # where the places of the runs that they started from begin
     shipped, found = Run.open(real), json.loads((real / "measures.json").read_text())
-    trained = Run.open(f"results/{real.name}-b/{shipped.config['name']}-seed{shipped.options.seed}")
-    sisters = [Run.open(f"results/{real.name}/{name}") for name in found["runs"]]
+    data = shipped.options.data
+    trained = Run.open(f"results/{data}-b/{shipped.config['name']}-seed{shipped.options.seed}")
+    sisters = [Run.open(f"results/{data}/{name}") for name in found["runs"]]
     assert shipped.config == placeless(trained)
-    seeds = list(Path("results", real.name).glob(f"{sisters[0].config['name']}-seed*"))
+    seeds = list(Path("results", data).glob(f"{sisters[0].config['name']}-seed*"))
     assert len(sisters) == len(seeds), "leaves out seeds"
     assert found == measures(trained, sisters)
 
