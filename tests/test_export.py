@@ -141,7 +141,8 @@ def test_onnx_runtime_answers_like_pytorch(pair: tuple[TorchModel, Any]):
                 assert_same(ask(ours, given, to=to, steps=steps), ask(theirs, given, to=to, steps=steps))
     whole = ask(theirs, images(SIZES[0]), steps=counts[-1])
     assert whole.trail is not None
-    assert changes(whole.trail[[count - 1 for count in counts]]).min() > 0.005, "answers that differ"
+    seen = slice(None) if theirs.network.guided == 1 else [count - 1 for count in counts]  # guided ones settle sooner
+    assert changes(whole.trail[seen]).min() > 0.005, "steps that differ"
     assert len(np.unique(whole.ids)) > 2, "several classes"
 
 

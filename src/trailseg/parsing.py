@@ -162,18 +162,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
             content = file.read(MOST_YAML + 1)
         if len(content) > MOST_YAML:
             raise FileError(path, f"is larger than {MOST_YAML // 1000} kB", "name a YAML file of options")
+        too_deep = FileError(path, f"nests more than {DEEPEST_YAML} levels deep", "name a YAML file of options")
         text, depth = content.decode(), 0
         for event in yaml.parse(text, _Loader):
             if isinstance(event, yaml.AliasEvent):  # a few lines of which could stand for billions
                 raise FileError(path, f"holds the alias *{event.anchor}", "write out what it stands for")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST_YAML:
-                raise FileError(path, f"nests more than {DEEPEST_YAML} levels deep", "name a YAML file of options")
+                raise too_deep
         found = yaml.load(text, _Loader)
     except OSError as error:
         raise FileError(path, error.strerror or "cannot be read", "name a YAML file of options") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # a date of month 13 is a ValueError
-        raise FileError(path, f"is not valid YAML ({' '.join(str(error).split())})", "correct it") from None
+        problem = " ".join(str(error).split())
+        if "maximum nesting depth" in problem:  # the parser's own, which it may meet first, since it looks ahead
+            raise too_deep from None
+        raise FileError(path, f"is not valid YAML ({problem})", "correct it") from None
     if not isinstance(found, dict):
         raise FileError(path, "holds no mapping of options", "write lines of the form 'key: value'")
     return found

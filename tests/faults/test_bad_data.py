@@ -237,7 +237,7 @@ KINDS: dict[str, Kind] = {
     "YAML cut off": Kind(text("classes: [a"), YAML, "expected", SHOWS),
     "YAML is a list": Kind(text("[a, b]"), YAML, "holds no mapping", SHOWS),
     "YAML too large": Kind(text("#" * 1_000_000), YAML, "larger than", SHOWS),
-    "YAML nested deep": Kind(text("classes: " + "[" * 5000), YAML, "deep|nesting depth", SHOWS),
+    "YAML nested deep": Kind(text("classes: " + "[" * 5000), YAML, "deep", SHOWS),
     # labels
     "sizes differ": Kind(filled(0, size=(8, 11)), LABEL, "size 8 x 11 is not that of its picture", "make the label"),
     "JPEG as a label": Kind(text(encoded("JPEG", "L")), LABEL, "is JPEG under a PNG's name", "as PNG"),
