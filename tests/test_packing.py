@@ -100,6 +100,7 @@ def test_a_packed_run_is_slim_and_answers_as_the_run_with_its_averaged_weights(r
             ["first", "second"],
             ", from the mean of the weights of `first`, `second` on |",
         ),
+        ("teacher", "/home/me/runs/first,/home/me/second", ["first", "second"], ", taught by `first`, `second` |"),
         ("stem_from", "/home/me/runs/first", "first", " |"),
     ],
 )
@@ -107,8 +108,9 @@ def test_no_path_of_the_machine_is_packed(
     option: str, places: str, names: str | list[str], told: str, runs: Path, tmp_path: Path
 ):
     source = shutil.copytree(runs / "one", tmp_path / "source")
-    given = (f"{option}: null", f"{option}: {places}")
-    reconfigured(source, lambda text: text.replace("root: null", "root: /home/me/data").replace(*given))
+    given = {f"{option}: null": f"{option}: {places}", "root: null": "root: /home/me/data", ": centre": ": area"}
+    for there, instead in given.items():
+        reconfigured(source, lambda text, there=there, instead=instead: text.replace(there, instead))
     assert run(["pack", str(source), f"out={tmp_path / 'packed'}"]) == 0
     for name, data in content(tmp_path / "packed").items():
         assert not re.search(rb"/home/|/work/|" + str(tmp_path).encode(), data), name
@@ -116,19 +118,22 @@ def test_no_path_of_the_machine_is_packed(
     assert f"epochs, seed 0{told}" in (tmp_path / "packed" / "card.md").read_text()
 
 
-def test_a_second_phase_is_measured_by_one_whose_first_was_trained_alike(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "told"), [("start_from", "from the weights of `all` on"), ("teacher", "taught by `all`")]
+)
+def test_a_run_is_measured_by_one_that_began_with_or_learned_from_a_run_that_was_trained_alike(
+    option: str, told: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     for name, first in {"all": "all", "one": "one", "same": "all", "other": "other"}.items():
         on = "train+val" if name == "all" else "train"
-        train(tmp_path / name, "iterative-v4", ema=0.5, train_on=on, start_from=str(runs / first))
+        train(tmp_path / name, "iterative-v4", ema=0.5, train_on=on, target="area", **{option: str(runs / first)})
     for name, code in (("one", 0), ("same", 0), ("other", 1)):
         words = [f"out={tmp_path / 'packed' / name}", f"measured_by={tmp_path / name}"]
         assert run(["pack", str(tmp_path / "all"), *words]) == code, name
     problem = f"{runs / 'other'}: was trained otherwise than {runs / 'all'} (lr 0.01, not 0.02)"
     assert problem in capsys.readouterr().err
     text = (tmp_path / "packed" / "one" / "card.md").read_text()
-    assert "| training | 1 of 1 epochs, seed 0, from the weights of `all` on |" in text
+    assert f"| training | 1 of 1 epochs, seed 0, {told} |" in text
 
 
 def test_what_cannot_be_packed_is_told_in_a_line_and_nothing_is_left(

@@ -296,6 +296,49 @@ def test_a_guide_is_added_to_the_weights_of_a_run_without_one(tmp_path):
         train(tmp_path / "back", **parts, start_from=[str(tmp_path / "heir")])
 
 
+GUIDED = {"network": "gated", "stem": "s8", "finer": 2, "guided": 2, "size": Size(32, 48), "epochs": 1}
+
+
+def test_what_is_learned_is_part_truth_and_part_the_mean_of_what_teachers_answer(tmp_path):
+    teachers = [train(tmp_path / str(steps), **GUIDED, seed=steps, steps=steps, lr=0.1) for steps in (1, 3)]
+    taught = {"teacher": [str(teacher.folder) for teacher in teachers], "taught": 0.3, "target": "area"}
+    run = train(tmp_path / "run", **GUIDED, **taught, augment="none", lr=1e-29)
+    pictures = memory.decode(experiment.check(run.options).split("train"), run.options.size)
+    assert (pictures.labels == 255).any()
+    order, total = memory.epoch_order(7, seed=0, epoch=1), 0.0
+    for number, places in enumerate(([0, 1, 2], [3, 4, 5], [6])):
+        position = draw_position(run.options, epoch=1, number=number)
+        where = (..., slice(position // 2, None, 2), slice(position % 2, None, 2))
+        images, truth = (
+            pictures.images[order[places]] / 255,
+            memory.shares_at_scale(pictures.labels[order[places]], 2, 9),
+        )
+        with torch.no_grad():
+            answers = [teacher.network()(images, teacher.options.steps)[:, -1].softmax(1) for teacher in teachers]
+            logits = run.network()(images, 2)
+        assert (answers[0] - answers[1]).abs().max() > 0.05
+        mixed = 0.7 * truth + 0.3 * truth.sum(1, keepdim=True) * (answers[0] + answers[1]) / 2
+        sums, counts = StepLoss(dice=1, gamma=1)(logits[where], mixed[where])
+        total += float((sums / counts).sum()) * len(places)
+    assert run.log()[0]["loss"] == pytest.approx(total / 7, rel=5e-6)
+    alone = train(tmp_path / "alone", **GUIDED, target="area", augment="none", lr=1e-29).log()[0]["loss"]
+    assert alone != pytest.approx(total / 7, rel=1e-3)
+
+
+def test_a_teacher_whose_answers_do_not_fit_is_refused_before_anything_is_written(tmp_path):
+    teacher = [str(train(tmp_path / "teacher", **GUIDED).folder)]
+    for wrong, problem in (
+        (
+            {"guided": 1},
+            "stands for 2 x 2 pixels with guided=2, one of its learner for 4 x 4 with guided=1; say the stem",
+        ),
+        ({"labels": "fine"}, "has other classes than its learner"),
+    ):
+        with pytest.raises(FileError, match=problem):
+            train(tmp_path / "run", **{**GUIDED, "target": "area", "teacher": teacher, **wrong})
+    assert not (tmp_path / "run").exists()
+
+
 VARIED = replace(TINY, steps=5, fewest_steps=2, prefix=3, gamma=0.7, batch=1)
 
 
@@ -603,9 +646,10 @@ def test_a_study_is_checked_whole_before_anything_is_trained(tmp_path):
     file.write_text(f"runs:\n  - {row}\n  - {{network: hourglass, augment: driv}}\n")
     with pytest.raises(OptionError, match="did you mean 'drive'"):
         study.run_study(file, tmp_path / "out", {}, Console(quiet=True))
-    file.write_text(f"runs:\n  - {row}\n  - {{network: single, name: heir, start_from: singel-seed0}}\n")
-    with pytest.raises(FileError, match="singel-seed0: there is no such run directory"):
-        study.run_study(file, tmp_path / "out", {}, Console(quiet=True))
+    for option in ("start_from", "target: area, teacher"):
+        file.write_text(f"runs:\n  - {row}\n  - {{network: single, name: heir, {option}: singel-seed0}}\n")
+        with pytest.raises(FileError, match="singel-seed0: there is no such run directory"):
+            study.run_study(file, tmp_path / "out", {}, Console(quiet=True))
     assert not (tmp_path / "out").exists()
     file.write_text(f"seeds: [0, 1]\nruns:\n  - {row}\n")
     assert [run.options.seed for run in study.plan(file, tmp_path / "out", {"seed": 4})] == [4]
@@ -631,17 +675,19 @@ def test_a_study_runs_each_row_on_each_of_its_splits(tmp_path):
         study.plan(file, tmp_path, {})
 
 
-def test_a_row_goes_on_from_an_earlier_row_on_the_same_split(tmp_path):
+def test_a_row_goes_on_from_an_earlier_row_or_learns_from_it_on_the_same_split(tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text("""
         splits: [{val_on: val}, {val_on: only-a}]
         seeds: [0, 2]
         runs: [{name: first, network: gated, start_from: second-seed1},
                {name: second, network: gated, seed: 1},
-               {name: mean, network: gated, start_from: [first, second-seed1, second]}]
+               {name: mean, network: gated, start_from: [first, second-seed1, second]},
+               {name: taught, network: gated, target: area, teacher: [first, camvid]}]
     """)
-    runs = {run.folder.name: run.options.start_from for run in study.plan(file, tmp_path, {})}
+    runs = {run.folder.name: run.options.start_from or run.options.teacher for run in study.plan(file, tmp_path, {})}
     assert runs["first-only-a-seed0"] == ["second-seed1"]
+    assert runs["taught-only-a-seed2"] == [str(tmp_path / "first-only-a-seed2"), "camvid"]
     for split, seed in product(("val", "only-a"), (0, 2)):
         named = [str(tmp_path / run) for run in (f"first-{split}-seed{seed}", f"second-{split}-seed1")]
         assert runs[f"mean-{split}-seed{seed}"] == [*named, "second"]

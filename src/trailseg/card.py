@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trailseg.config import OF_RUNS
 from trailseg.errors import FileError
 from trailseg.inference import facts_of
 from trailseg.model import Facts
@@ -35,7 +36,7 @@ def card(folder: Path) -> str:
     measured = read_measures(folder)
     facts, options, config = facts_of(run), run.options, run.config
     weights = [file for file in (run.checkpoint("last"), folder / "model.onnx") if file.exists()]
-    before = [f"`{source}`" for source in options.start_from or []]
+    before, taught = ([f"`{run}`" for run in getattr(options, name) or []] for name in OF_RUNS)
     mean = "the mean of the" if len(before) > 1 else "the"
     most = "any number" if facts.max_steps is None else f"at most {facts.max_steps}"
     about = {
@@ -47,7 +48,8 @@ def card(folder: Path) -> str:
         "multiply-accumulates": f"{facts.macs_stem / 1e9:.3f} G a picture, {facts.macs_step / 1e9:.3f} G a step",
         "steps": f"trained with {facts.trained_steps}; takes {most}",
         "training": f"{run.position().epoch} of {options.epochs} epochs, seed {options.seed}"
-        + (f", from {mean} weights of {', '.join(before)} on" if before else ""),
+        + (f", from {mean} weights of {', '.join(before)} on" if before else "")
+        + (f", taught by {', '.join(taught)}" if taught else ""),
         "versions": ", ".join(f"{name} {version}" for name, version in config["versions"].items()),
         "files": ", ".join(f"`{f.relative_to(folder).as_posix()}` {f.stat().st_size / 1e6:.2f} MB" for f in weights),
     }

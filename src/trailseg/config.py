@@ -27,6 +27,8 @@ FUSE_STARTS = ("random", "state")
 STANDARDIZE = ("data", "picture")
 TARGETS = ("centre", "area")
 CHECKPOINTS = ("last", "before", "best")
+OF_RUNS = ("start_from", "teacher")
+"""Options that name other runs, one or several."""
 
 TOLERANCE = 0.01
 """Share of the pixels, 0..1, that a step must change for steps=auto to take another."""
@@ -170,6 +172,11 @@ class TrainOptions(DataOptions, NetworkOptions):
     start_from: list[str] | None = None
     """Run directory, or network of the package, to take the first weights from, or several, joined by commas: the mean
     of theirs; where its classes are others, the head and what hears the head begin anew."""
+    teacher: list[str] | None = None
+    """Run directory, or network of the package, whose answers are learned from beside the truth, or several, joined by
+    commas: the mean of their probabilities; for target=area."""
+    taught: float = 0.5
+    """Share of the teacher's answer in what a logit is trained towards, 0 to 1; the rest is the truth."""
     stem_from: str | None = None
     """Run directory to take the trained stem from, as the original did."""
     freeze_stem: bool = False
@@ -194,7 +201,7 @@ class TrainOptions(DataOptions, NetworkOptions):
         require("target", self.target, TARGETS)
         require_range(self, 1, LARGE, "epochs", "batch", "val_every", "devices", "nodes")
         require_range(self, 0, LARGE, "seed", "dice", "lovasz", "warmup", "weight_decay", "memory")
-        require_range(self, 0, 1, "gamma", "ema")
+        require_range(self, 0, 1, "gamma", "ema", "taught")
         if self.balance is not None:
             require_range(self, 1.001, 10, "balance")
         if self.crop is not None and not all(1 <= a <= b for a, b in zip(self.crop, self.size, strict=True)):
@@ -212,6 +219,8 @@ class TrainOptions(DataOptions, NetworkOptions):
             raise OptionError("freeze_stem=true needs a trained stem: say stem_from=RUN")
         if self.stem_from is not None and self.start_from is not None:
             raise OptionError(f"stem_from={self.stem_from}: start_from= brings a stem with it; leave one out")
+        if self.teacher is not None and self.target != "area":
+            raise OptionError(f"target={self.target}: what a teacher answers is a share of each class; say target=area")
         if self.resume and self.out:
             raise OptionError(f"out={self.out}: a run goes on in its own folder, {self.resume}; leave out= away")
 

@@ -33,6 +33,7 @@ from trailseg.networks.table import ROWS
 from trailseg.predictor import find_model
 from trailseg.progress import EpochProgress
 from trailseg.runs import Run, build_network, changed, network_options, versions
+from trailseg.teachers import Teachers
 from trailseg.training import Training, make_fabric, make_repeatable, together
 from trailseg.writing import png, write_whole
 
@@ -66,6 +67,10 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
     )
     run = Run(folder)
     network = _first_weights(options, labels, memory, begun=resume and run.checkpoint("last").exists())
+    teachers = None
+    if options.teacher is not None:
+        runs = [Run.open(find_model(teacher)) for teacher in options.teacher]
+        teachers = Teachers(runs, learner=network, classes=labels.classes)
     with ExitStack() as stack:
         if fabric.is_global_zero:
             stack.enter_context(alone(folder, "is being trained"))
@@ -83,6 +88,7 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
             options=options,
             memory=memory,
             classes=len(labels.classes),
+            teachers=teachers,
             validate=lambda trained: evaluate(
                 trained,
                 val,

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from trailseg.card import card
-from trailseg.config import ExportOptions, PackOptions
+from trailseg.config import OF_RUNS, ExportOptions, PackOptions
 from trailseg.errors import FileError
 from trailseg.export import export
 from trailseg.predictor import find_model
@@ -67,15 +67,17 @@ def measures(run: Run, sisters: Sequence[Run]) -> dict[str, Any]:
 
 def _require_alike(run: Run, sister: Run, may_differ: list[str]) -> None:
     """Trained alike but for those options, and so were the runs that the two started from."""
-    mine, theirs = (one.options.start_from or [] for one in (run, sister))
-    if len(mine) == len(theirs):
-        for first, other in zip(mine, theirs, strict=True):
-            if first != other:
-                _require_alike(Run.open(find_model(first)), Run.open(find_model(other)), may_differ)
-        may_differ = [*may_differ, "start_from"]
+    allowed = list(may_differ)
+    for option in OF_RUNS:
+        mine, theirs = (getattr(one.options, option) or [] for one in (run, sister))
+        if len(mine) == len(theirs):
+            for first, other in zip(mine, theirs, strict=True):
+                if first != other:
+                    _require_alike(Run.open(find_model(first)), Run.open(find_model(other)), may_differ)
+            allowed.append(option)
     if abs(_optimiser_steps(run) / _optimiser_steps(sister) - 1) < 0.01:
-        may_differ = [*may_differ, "epochs"]  # fewer of more pictures
-    same = replace(sister.options, **{name: getattr(run.options, name) for name in may_differ})
+        allowed.append("epochs")  # fewer of more pictures
+    same = replace(sister.options, **{name: getattr(run.options, name) for name in allowed})
     if differences := run.differences(same):
         problem = f"was trained otherwise than {run.folder} ({'; '.join(differences)})"
         raise FileError(sister.folder, problem, "name a run that differs in its splits or seed alone")
@@ -111,8 +113,9 @@ def _optimiser_steps(run: Run) -> int:
 def placeless(run: Run) -> dict[str, Any]:
     """A run's configuration without the paths of the machine that it was trained on."""
     placed: dict[str, Any] = {"root": None}
-    if run.options.start_from is not None:
-        placed["start_from"] = [Path(source).name for source in run.options.start_from]
+    for option in OF_RUNS:
+        if sources := getattr(run.options, option):
+            placed[option] = [Path(source).name for source in sources]
     if run.options.stem_from is not None:
         placed["stem_from"] = Path(run.options.stem_from).name
     return run.config | {"options": run.config["options"] | placed}

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from trailseg.config import TrainOptions
+from trailseg.config import OF_RUNS, TrainOptions
 from trailseg.errors import FileError, OptionError, require
 from trailseg.experiment import check, check_same, one_process, settle, train
 from trailseg.parsing import from_mapping, read_yaml
@@ -35,9 +35,9 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
     The file maps `title`, `defaults` (options for all), `seeds` (each row without one is run with each) and `runs`, a
     list of rows: options, and a `name` where two rows have the same network. A row that `extends` an earlier one, by
     its name, takes from there what it does not say itself. Each row is also run with each of `splits`, a list of
-    train_on and val_on, where there is one. A row's `start_from` may name an earlier row, for its run on the same split
-    with the same seed, or with another, as NAME-seedN. For the report it may list `published` figures. OptionError
-    where a row is not right.
+    train_on and val_on, where there is one. A row's `start_from` and `teacher` may name earlier rows, for their runs on
+    the same split with the same seed, or with another, as NAME-seedN. For the report it may list `published` figures.
+    OptionError where a row is not right.
     """
     content = read_yaml(file)
     for key in content:
@@ -76,9 +76,12 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
             if not one_process(options):
                 raise OptionError("a study trains on one device; train its rows by themselves to use several")
             alike = earlier.setdefault(str(split), {})
-            if options.start_from is not None:
-                sources = [alike.get(f"{s}-seed{options.seed}", alike.get(s, s)) for s in options.start_from]
-                options = replace(options, start_from=sources)
+            found: dict[str, Any] = {
+                option: [alike.get(f"{s}-seed{options.seed}", alike.get(s, s)) for s in sources]
+                for option in OF_RUNS
+                if (sources := getattr(options, option))
+            }
+            options = replace(options, **found)
             planned[folder] = Planned(name, folder, options)
             alike[f"{name}-seed{options.seed}"] = str(folder)
     return list(planned.values())
@@ -97,9 +100,10 @@ def run_study(file: Path, out: Path, overrides: Mapping[str, Any], console: Cons
             check_same(Run.open(wanted.folder), wanted.options)
         else:
             check(wanted.options)
-            for source in wanted.options.start_from or []:
-                if source not in here:
-                    find_model(source)
+            for option in OF_RUNS:
+                for source in getattr(wanted.options, option) or []:
+                    if source not in here:
+                        find_model(source)
     write_whole(out / "study.yaml", file.read_bytes())
     for folder in (out, out / "plots"):
         sweep(folder)

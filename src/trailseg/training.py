@@ -30,6 +30,7 @@ from trailseg.losses import StepLoss, class_weights
 from trailseg.networks.recurrence import Recurrence
 from trailseg.optimizers import OPTIMIZERS
 from trailseg.runs import Position, Run
+from trailseg.teachers import Teachers
 
 AHEAD = 4  # batches that threads fetch, where they are memory-mapped
 
@@ -72,6 +73,7 @@ class Training:
         options: TrainOptions,
         memory: Memory,
         classes: int,
+        teachers: Teachers | None,
         validate: Validate,
         report: Report,
     ) -> None:
@@ -79,6 +81,9 @@ class Training:
         self.fabric, self.run, self.network, self.options = fabric, run, network, options
         self.validate, self.report = validate, report
         network.place(fabric.device, channels_last=options.channels_last)
+        if teachers is not None:
+            teachers.place(fabric.device, channels_last=options.channels_last)
+        self.teachers = teachers
         if options.recompute:
             network.save_memory()
         if options.freeze_stem:
@@ -158,7 +163,7 @@ class Training:
             prefix, steps = draw_steps(options, most=network.up_to(options.steps), epoch=epoch, number=number)
             position = draw_position(options, epoch=epoch, number=number)
             logits = self.wrapped_network(images, steps, prefix, position)
-            sums, counts = self.criterion(logits, self.target(labels, position))
+            sums, counts = self.criterion(logits, self.target(images, labels, position))
             # DDP takes the mean of the processes' gradients; dividing by the counts of all makes it that of one.
             counts = together(self.fabric, counts)
             loss = (world * sums / counts.clamp(min=1)).sum()
@@ -179,14 +184,23 @@ class Training:
         with self._changing:
             self._settle()
 
-    def target(self, labels: Tensor, position: int | None = None) -> Tensor:
-        """What `StepLoss` holds logits of labels (B, H, W) against: classes or their shares, all or of one position."""
+    def target(self, images: Tensor, labels: Tensor, position: int | None = None) -> Tensor:
+        """What `StepLoss` holds logits of images (B, 3, H, W) against, by their labels (B, H, W) and the teachers.
+
+        Classes or their shares, of all logits or of one position.
+        """
         scale, guided = self.network.scale, self.network.guided
         if position is not None:
             labels = in_squares(labels, scale * guided)
         area = self.options.target == "area"
         truth = shares_at_scale(labels, scale, self.classes) if area else labels_at_scale(labels, scale)
-        return truth if position is None else truth[..., position // guided :: guided, position % guided :: guided]
+        if position is not None:
+            truth = truth[..., position // guided :: guided, position % guided :: guided]
+        if self.teachers is None:
+            return truth
+        with self.fabric.autocast():
+            answer = self.teachers.answer(images, position)
+        return torch.lerp(truth, answer * truth.sum(1, keepdim=True), self.options.taught)
 
     def store(self) -> None:
         """Replaces checkpoints/last by what is done so far; in any thread, at any time. FileError as in `fit`."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trailseg import runs
-from trailseg.config import TrainOptions
+from trailseg.config import OF_RUNS, TrainOptions
 from trailseg.errors import FileError
 from trailseg.labels import RGB
 from trailseg.metrics import measures
@@ -119,10 +119,12 @@ def _name_sources(found: list[Run]) -> list[Run]:
     """The runs, each with the names of those that it started from in place of their folders, where these are here."""
     names = {run.path.name: run.name for run in found}
     for number, run in enumerate(found):
-        if sources := run.options["start_from"]:
-            folders = [sources] if isinstance(sources, str) else sources  # of one, older runs say the folder alone
-            called = [names.get(PurePath(folder).name, folder) for folder in folders]
-            found[number] = replace(run, options={**run.options, "start_from": called})
+        called = {}
+        for option in OF_RUNS:
+            if sources := run.options[option]:
+                folders = [sources] if isinstance(sources, str) else sources  # of one, older runs say the folder alone
+                called[option] = [names.get(PurePath(folder).name, folder) for folder in folders]
+        found[number] = replace(run, options={**run.options, **called})
     return found
 
 
