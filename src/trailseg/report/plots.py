@@ -93,13 +93,12 @@ def _refinement(table: Table) -> Figure:
             colour, marker = RESIDUAL[row.network.residual][0], markers.get(row.network.context, "x")
             axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, markersize=5)
         singles = [row for row in table.rows if row.family == "single" and row not in rows]
-        for i, row in enumerate(singles):
-            level, step = 100 * row.miou[0].mean, 1 + i % (table.steps - 1)  # their names stand side by side
-            axes.axhline(level, color="#555555", linestyle=(0, (4, 3)), linewidth=1)
-            axes.annotate(row.name, (step, level), (0, 3), textcoords="offset points", fontsize=8.5)
+        for row in singles:
+            axes.axhline(100 * row.miou[0].mean, color="#555555", linestyle=(0, (4, 3)), linewidth=1)
         axes.set_xticks(range(1, table.steps + 1))
         axes.set_xlabel("step")
         ends.append([(len(r.miou), 100 * r.miou[-1].mean, r.name, RESIDUAL[r.network.residual][0]) for r in rows])
+        ends[-1] += [(table.steps, 100 * row.miou[0].mean, row.name, "#555555") for row in singles]
     panels[0][0].set_ylabel("mIoU, %")
     for residual in sorted({row.network.residual for row in refining}):
         panels[0][0].plot([], [], color=RESIDUAL[residual][0], label=RESIDUAL[residual][1])
