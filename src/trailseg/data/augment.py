@@ -4,7 +4,7 @@ It is computed on the training device; what is drawn is a function of (seed, epo
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,15 +43,19 @@ class Augmentation:
     et al., "ClassMix", 2021, section 3.1, with the truth in place of predictions)."""
 
 
+_VIEWS = Augmentation(flip=0.5, tilt=5.0, zoom=(0.7, 2.0), roam=1.0)
+_MILD = replace(_VIEWS, light=0.2, gamma=1.5, mix=0.5)
+_WEATHER = replace(_VIEWS, light=0.5, gamma=1.8, tint=0.15)
+
 PRESETS = {
     "none": Augmentation(),
     "seed": Augmentation(flip=0.5, angles=(-30.0, -15.0, 0.0, 15.0, 30.0)),
     "drive": Augmentation(flip=0.5, tilt=5.0, zoom=(0.75, 1.5), shift=0.1, light=0.3),
-    "views": Augmentation(flip=0.5, tilt=5.0, zoom=(0.7, 2.0), roam=1.0),
-    "mild": Augmentation(flip=0.5, tilt=5.0, zoom=(0.7, 2.0), roam=1.0, light=0.2, gamma=1.5, mix=0.5),
-    "classmix": Augmentation(flip=0.5, tilt=5.0, zoom=(0.7, 2.0), roam=1.0, light=0.2, gamma=1.5, mix=0.5, classes=0.5),
-    "weather": Augmentation(flip=0.5, tilt=5.0, zoom=(0.7, 2.0), roam=1.0, light=0.5, gamma=1.8, tint=0.15),
-    "robust": Augmentation(flip=0.5, tilt=5.0, zoom=(0.7, 2.0), roam=1.0, light=0.5, gamma=1.8, tint=0.15, mix=0.5),
+    "views": _VIEWS,
+    "mild": _MILD,
+    "classmix": replace(_MILD, classes=0.5),
+    "weather": _WEATHER,
+    "robust": replace(_WEATHER, mix=0.5),
 }
 
 
