@@ -9,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/trailseg study studies/demo.yaml out=runs/demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
 faults: .venv/installed-dev
 	TRAILSEG_FAULTS=full $(BIN)/python -m pytest -q tests/faults
