@@ -108,9 +108,11 @@ def test_the_docs_say_what_the_optimiser_brings():
         return {"seeds": len(steps), "mIoU": sum(100 * s[-1]["miou"] for s in steps) / len(steps)} | classes
 
     rows = {
+        "gated-million, once more, taught": of("camvid", "gated-million-taught"),
         "gated-million, the mean of three that went on": of("camvid", "gated-million-soup"),
         "gated-million, second phase, guided": of("camvid", "gated-million-guided"),
         "gated-million, standardised by itself": of("camvid", "gated-million"),
+        "gated-half, once more, taught": of("camvid", "gated-half-taught"),
         "gated-half, the mean of three that went on": of("camvid", "gated-half-soup"),
         "gated-half, third phase, with classes pasted in": of("camvid", "gated-half-classmix"),
         "gated-half, third phase, in more of other light": of("camvid", "gated-half-robust"),
