@@ -113,6 +113,7 @@ def _accuracy_against_parameters(table: Table) -> Figure:
     figure = Figure(figsize=(10, 5.2))
     axes = figure.subplots()
     labels = []
+    stages = {source for row in table.rows for run in row.runs for source in run.options["start_from"] or []}
 
     def label(name: str, x: float, y: float, colour: str) -> None:
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 4}
@@ -122,11 +123,13 @@ def _accuracy_against_parameters(table: Table) -> Figure:
     for family, (colour, marker) in FAMILIES.items():
         for i, row in enumerate(row for row in table.rows if row.family == family):
             x, y, sd = row.network.parameters / 1e6, 100 * row.miou[-1].mean, 100 * (row.miou[-1].sd or 0)
-            axes.errorbar(x, y, sd or None, color=colour, marker=marker, markersize=7, elinewidth=0.8, capsize=2.5)
+            size = 3 if row.name in stages else 7
+            axes.errorbar(x, y, sd or None, color=colour, marker=marker, markersize=size, elinewidth=0.8, capsize=2.5)
             if i == 0:
                 where = f", on {table.validation.split}" if table.published else ""
                 axes.plot([], [], color=colour, marker=marker, markersize=7, linestyle="", label=family + where)
-            label(row.name, x, y, colour)
+            if row.name not in stages:
+                label(row.name, x, y, colour)
     for one in table.published:
         axes.plot(one.parameters / 1e6, one.miou, **PUBLISHED)
         label(one.name, one.parameters / 1e6, one.miou, PUBLISHED["color"])
@@ -233,7 +236,8 @@ PLOTS: dict[str, tuple[Callable[[Table], Figure], str, str]] = {
     "accuracy_against_parameters": (
         _accuracy_against_parameters,
         "Accuracy against size",
-        "mIoU of the last step against parameters; whiskers are one standard deviation over the seeds.",
+        "mIoU of the last step against parameters; whiskers are one standard deviation over the seeds; small, without a "
+        "name: what another row goes on from.",
     ),
     "miou_per_step": (
         _miou_per_step,
