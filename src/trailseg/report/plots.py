@@ -236,8 +236,8 @@ PLOTS: dict[str, tuple[Callable[[Table], Figure], str, str]] = {
     "accuracy_against_parameters": (
         _accuracy_against_parameters,
         "Accuracy against size",
-        "mIoU of the last step against parameters; whiskers are one standard deviation over the seeds; small, without a "
-        "name: what another row goes on from.",
+        "mIoU of the last step against parameters; whiskers are one standard deviation over the seeds; small, without "
+        "a name: what another row goes on from.",
     ),
     "miou_per_step": (
         _miou_per_step,
