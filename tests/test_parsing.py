@@ -182,7 +182,9 @@ def test_a_wrong_word_is_named(words: list[str], message: str):
         (b"\xff\xfe", "is not valid YAML"),
         (b"epochs: !!python/object:os.system {}", "is not valid YAML"),
         (b"day: 2020-13-45", "is not valid YAML"),
-        (b"[" * 5000, "nests more than 20 levels deep"),
+        (b"[" * 21, "nests more than 20 levels deep"),
+        (b"[" * 900, "nests more than 20 levels deep"),
+        (b"[" * 5000, "nests more than 20 levels deep"),  # newer parsers refuse a thousand by themselves
         (b"a: &a [1]\nb: *a", "holds the alias *a"),
         (b"a: " + b"x" * 300_000, "is larger than 256 kB"),
         (None, "No such file"),

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trailseg.config import OF_RUNS
 from trailseg.errors import FileError
 from trailseg.inference import facts_of
 from trailseg.model import Facts
@@ -36,7 +35,7 @@ def card(folder: Path) -> str:
     measured = read_measures(folder)
     facts, options, config = facts_of(run), run.options, run.config
     weights = [file for file in (run.checkpoint("last"), folder / "model.onnx") if file.exists()]
-    before, taught = ([f"`{run}`" for run in getattr(options, name) or []] for name in OF_RUNS)
+    before, taught = ([f"`{name}`" for name in names or []] for names in (options.start_from, options.teacher))
     mean = "the mean of the" if len(before) > 1 else "the"
     most = "any number" if facts.max_steps is None else f"at most {facts.max_steps}"
     about = {

@@ -69,8 +69,7 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
     network = _first_weights(options, labels, memory, begun=resume and run.checkpoint("last").exists())
     teachers = None
     if options.teacher is not None:
-        runs = [Run.open(find_model(teacher)) for teacher in options.teacher]
-        teachers = Teachers(runs, learner=network, classes=labels.classes)
+        teachers = Teachers(_open(options.teacher), learner=network, classes=labels.classes)
     with ExitStack() as stack:
         if fabric.is_global_zero:
             stack.enter_context(alone(folder, "is being trained"))
@@ -187,10 +186,15 @@ def _first_weights(options: TrainOptions, labels: LabelSet, memory: Memory, *, b
     network.mean.copy_(mean)
     network.std.copy_(std)
     if options.start_from is not None and not begun:
-        take_weights(network, options, labels, [Run.open(find_model(source)) for source in options.start_from])
+        take_weights(network, options, labels, _open(options.start_from))
     if options.stem_from is not None and not begun:
         take_stem(network, options, Run.open(options.stem_from))
     return network
+
+
+def _open(names: Sequence[str]) -> list[Run]:
+    """The runs in these directories, or of these names in the package; FileError where one is not there."""
+    return [Run.open(find_model(name)) for name in names]
 
 
 def take_weights(network: Recurrence, options: TrainOptions, labels: LabelSet, sources: Sequence[Run]) -> None:
