@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -345,7 +346,10 @@ def test_two_pages_at_once_keep_their_own_pictures(page, address):
 def test_the_command_opens_the_page_until_it_is_interrupted(predictor):
     need(find_spec("gradio"), "Gradio is missing")
     words = [sys.executable, "-m", "trailseg", "app", str(predictor._path), "device=cpu"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A shell's background jobs ignore SIGINT, and so would what they start.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, **pipes, preexec_fn=heed) as process:
         try:
             line = process.stdout.readline()
             address = re.search(r"http://127\.0\.0\.1:\d+/", line)

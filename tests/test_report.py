@@ -374,12 +374,13 @@ def test_the_plot_marks_published_figures_as_such(tmp_path):
     assert {"ENet|2016", "$wide$", "gated"} <= {text.get_text() for text in figure.axes[0].texts}
 
 
-def test_the_plot_names_no_row_that_another_goes_on_from(tmp_path):
+@pytest.mark.parametrize(("plot", "sizes"), [("accuracy_against_parameters", [7, 3]), ("refinement", [5, 3])])
+def test_a_plot_names_no_row_that_another_goes_on_from(plot, sizes, tmp_path):
     make_run(tmp_path / "first-seed0", "first", entry(3, [FIRST]))
     make_run(tmp_path / "second-seed0", "second", entry(3, [GOOD]), start_from=["runs/first-seed0"])
-    (axes,) = PLOTS["accuracy_against_parameters"][0](write_report(tmp_path).tables[0]).axes
+    (axes,) = PLOTS[plot][0](write_report(tmp_path).tables[0]).axes
     assert [text.get_text() for text in axes.texts] == ["second"]
-    assert sorted(line.get_markersize() for line in axes.lines if len(line.get_xdata()))[::-1][:2] == [7, 3]
+    assert sorted(line.get_markersize() for line in axes.lines if len(line.get_xdata()))[::-1][:2] == sizes
 
 
 def test_without_published_figures_nothing_speaks_of_them(study):

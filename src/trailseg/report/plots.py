@@ -72,18 +72,19 @@ def draw(table: Table, folder: Path, number: int = 1) -> list[Plot]:
 
 def _shortened(table: Table) -> Table:
     """`table` with names that fit beside a plot."""
-
-    def short(name: str) -> str:
-        return name if len(name) < 30 else f"{name[:28]}…"
-
-    data = replace(table.data, classes=tuple(map(short, table.data.classes)))
-    rows = tuple(replace(row, name=short(row.name)) for row in table.rows)
-    published = tuple(replace(one, name=short(one.name)) for one in table.published)
+    data = replace(table.data, classes=tuple(map(_short, table.data.classes)))
+    rows = tuple(replace(row, name=_short(row.name)) for row in table.rows)
+    published = tuple(replace(one, name=_short(one.name)) for one in table.published)
     return replace(table, data=data, rows=rows, published=published)
+
+
+def _short(name: str) -> str:
+    return name if len(name) < 30 else f"{name[:28]}…"
 
 
 def _refinement(table: Table) -> Figure:
     refining = [row for row in table.rows if row.family != "single"] or list(table.rows)
+    stages = _stages(table)
     markers = dict(zip(sorted({row.network.context for row in refining}), MARKERS, strict=False))
     figure, panels = _family_panels(refining)
     ends: list[list[End]] = []
@@ -91,13 +92,15 @@ def _refinement(table: Table) -> Figure:
         for row in rows:
             values = [100 * miou.mean for miou in row.miou]
             colour, marker = RESIDUAL[row.network.residual][0], markers.get(row.network.context, "x")
-            axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, markersize=5)
-        singles = [row for row in table.rows if row.family == "single" and row not in rows]
+            style = {"alpha": 0.3, "markersize": 3, "linewidth": 0.8} if row.name in stages else {"markersize": 5}
+            axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, **style)
+        named = [row for row in rows if row.name not in stages]
+        singles = [row for row in table.rows if row.family == "single" and row not in rows and row.name not in stages]
         for row in singles:
             axes.axhline(100 * row.miou[0].mean, color="#555555", linestyle=(0, (4, 3)), linewidth=1)
         axes.set_xticks(range(1, table.steps + 1))
         axes.set_xlabel("step")
-        ends.append([(len(r.miou), 100 * r.miou[-1].mean, r.name, RESIDUAL[r.network.residual][0]) for r in rows])
+        ends.append([(len(r.miou), 100 * r.miou[-1].mean, r.name, RESIDUAL[r.network.residual][0]) for r in named])
         ends[-1] += [(table.steps, 100 * row.miou[0].mean, row.name, "#555555") for row in singles]
     panels[0][0].set_ylabel("mIoU, %")
     for residual in sorted({row.network.residual for row in refining}):
@@ -109,11 +112,17 @@ def _refinement(table: Table) -> Figure:
     return figure
 
 
+def _stages(table: Table) -> set[str]:
+    """The rows that others go on from, by their shortened names: for the eye they are a way, not an end."""
+    sources = [source for row in table.rows for run in row.runs for source in run.options["start_from"] or []]
+    return set(map(_short, sources))
+
+
 def _accuracy_against_parameters(table: Table) -> Figure:
     figure = Figure(figsize=(10, 5.2))
     axes = figure.subplots()
     labels = []
-    stages = {source for row in table.rows for run in row.runs for source in run.options["start_from"] or []}
+    stages = _stages(table)
 
     def label(name: str, x: float, y: float, colour: str) -> None:
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 4}
@@ -231,7 +240,8 @@ PLOTS: dict[str, tuple[Callable[[Table], Figure], str, str]] = {
     "refinement": (
         _refinement,
         "What refinement brings",
-        "mIoU after each step at the last validated epoch, mean over the seeds; dashed: a network of one step.",
+        "mIoU after each step at the last validated epoch, mean over the seeds; dashed: a network of one step; "
+        "pale, without a name: what another row goes on from.",
     ),
     "accuracy_against_parameters": (
         _accuracy_against_parameters,
