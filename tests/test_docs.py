@@ -113,6 +113,7 @@ def test_the_docs_say_what_the_optimiser_brings():
         "gated-million, second phase, guided": of("camvid", "gated-million-guided"),
         "gated-million, standardised by itself": of("camvid", "gated-million"),
         "gated-half, once more, taught": of("camvid", "gated-half-taught"),
+        "gated-half, once more, not taught": of("camvid", "gated-half-again"),
         "gated-half, the mean of three that went on": of("camvid", "gated-half-soup"),
         "gated-half, third phase, with classes pasted in": of("camvid", "gated-half-classmix"),
         "gated-half, third phase, in more of other light": of("camvid", "gated-half-robust"),
