@@ -500,6 +500,28 @@ def test_the_names_of_two_networks_of_one_step_do_not_cover_each_other(tmp_path)
     assert not one.overlaps(other)
 
 
+def test_a_panel_each_shows_the_losses_of_a_network_before_those_of_all_others(study):
+    table = study[1].tables[0]
+    figure = PLOTS["loss"][0](table)
+    assert [axes.get_title() for axes in figure.axes if axes.axison] == [row.name for row in table.rows]
+    everyone = sorted([list(x) for x in run.losses] for row in table.rows for run in row.runs)
+    for axes, row in zip(figure.axes, table.rows, strict=False):
+        front = max(line.zorder for line in axes.lines)
+        own = [line.get_xydata().tolist() for line in axes.lines if line.zorder == front]
+        assert own == [[list(x) for x in run.losses] for run in row.runs]
+        assert sorted(line.get_xydata().tolist() for line in axes.lines) == everyone
+
+
+def test_only_networks_measured_more_than_once_are_shown_while_they_train_or_all(study, tmp_path):
+    def shown(table):
+        return [axes.get_title() for axes in PLOTS["miou_per_step"][0](table).axes if axes.axison]
+
+    assert shown(study[1].tables[0]) == ["iterative-v6"]  # measured after epochs 1 and 3
+    for name in ("one", "two"):
+        make_run(tmp_path / name, name, entry(3, [FIRST]))
+    assert shown(tables(tmp_path)[0]) == ["one", "two"]
+
+
 def test_labels_are_spread_as_little_as_possible():
     places = spread([0, 0.1, 0.2, 9], 1)
     assert places == pytest.approx([-0.9, 0.1, 1.1, 9])

@@ -42,6 +42,8 @@ PUBLISHED: dict[str, Any] = {
     "markerfacecolor": "none",
     "markersize": 7,
 }
+OWN: dict[str, Any] = {"color": "#0072b2", "linewidth": 1, "zorder": 3}  # a panel's network, and behind it the others
+OTHERS: dict[str, Any] = {"color": "#dddddd", "linewidth": 0.7}
 MARKERS = "osv^DP"  # of the contexts of a table, in their order
 
 End = tuple[float, float, str, Any]  # x, y, name and colour of a line's last point
@@ -158,29 +160,20 @@ def _accuracy_against_parameters(table: Table) -> Figure:
 
 
 def _miou_per_step(table: Table) -> Figure:
-    columns = min(5, len(table.rows))
-    lines = -(-len(table.rows) // columns)
-    figure = Figure(figsize=(max(2.25 * columns, 5), 0.5 + max(2.0 * lines, 2.6)))
-    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    shown = [row for row in table.rows if any(len(run.validations) > 1 for run in row.runs)] or list(table.rows)
+    figure, panels = _panel_each(shown, "mIoU, %")
     ends = []
-    for axes, row in zip(panels.flat, table.rows, strict=False):
+    for axes, row in zip(panels, shown, strict=True):
         shades = matplotlib.colormaps["Blues"](np.linspace(0.45, 1, len(row.miou)))
         _training_panel(axes, row, shades)
         end = max(run.last.epoch for run in row.runs)
         ends.append([(end, 100 * row.miou[i].mean, str(i + 1), shade) for i, shade in enumerate(shades)])
-    for i in range(len(table.rows), lines * columns):
-        panels[-1, i % columns].set_axis_off()
-        panels[-2, i % columns].tick_params(labelbottom=True)
-    figure.supxlabel("epoch")
-    figure.supylabel("mIoU, %")
-    _label_ends(figure, list(panels.flat), ends)
+    _label_ends(figure, panels, ends)
     return figure
 
 
 def _training_panel(axes: Axes, row: Row, shades: np.ndarray) -> None:
     """mIoU of each step over the epochs: a thin line for each seed, and their mean where all are validated."""
-    axes.set_title(row.name)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     curves = [dict(zip((v.epoch for v in run.validations), 100 * run.miou, strict=True)) for run in row.runs]
     shared = sorted(set.intersection(*map(set, curves)))
     for step, shade in enumerate(shades):
@@ -218,21 +211,12 @@ def _confusion(table: Table) -> Figure:
 
 
 def _loss(table: Table) -> Figure:
-    figure, panels = _family_panels(table.rows)
-    ends: list[list[End]] = []
-    for axes, rows in panels:
-        ends.append([])
-        for row, colour in zip(rows, matplotlib.colormaps["viridis"](np.linspace(0, 0.78, len(rows))), strict=True):
-            for run in row.runs:
-                axes.plot(
-                    *zip(*run.losses, strict=True), color=colour, linewidth=1, marker="" if run.losses[1:] else "."
-                )
-            if np.isfinite(row.runs[0].losses[-1][1]):
-                ends[-1].append((*row.runs[0].losses[-1], row.name, colour))
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    panels[0][0].set_ylabel("training loss")
-    _label_ends(figure, [axes for axes, _ in panels], ends)
+    figure, panels = _panel_each(table.rows, "training loss")
+    for axes, row in zip(panels, table.rows, strict=True):
+        for other in table.rows:
+            for run in other.runs:
+                style = OWN if other is row else OTHERS
+                axes.plot(*zip(*run.losses, strict=True), marker="" if run.losses[1:] else ".", **style)
     return figure
 
 
@@ -252,7 +236,8 @@ PLOTS: dict[str, tuple[Callable[[Table], Figure], str, str]] = {
     "miou_per_step": (
         _miou_per_step,
         "mIoU of each step while training",
-        "One panel a network: the darker the line, the later the step, numbered at its end; thin: single seeds.",
+        "One panel a network that was measured more than once (any, where none was): the darker the line, the later "
+        "the step, numbered at its end; thin: single seeds.",
     ),
     "iou_per_class": (
         _iou_per_class,
@@ -267,7 +252,8 @@ PLOTS: dict[str, tuple[Callable[[Table], Figure], str, str]] = {
     "loss": (
         _loss,
         "Training loss",
-        "Mean over the steps, one line a seed; compare only networks that were trained with the same steps.",
+        "One panel a network, a line a seed, grey those of all others: mean over the steps; compare only networks that "
+        "were trained with the same steps and the same loss.",
     ),
 }
 
@@ -281,6 +267,23 @@ def _family_panels(rows: Sequence[Row]) -> tuple[Figure, list[tuple[Axes, list[R
     for axes, group in zip(panels, groups, strict=True):
         axes.set_title(" and ".join(dict.fromkeys(row.family for row in group)))
     return figure, list(zip(panels, groups, strict=True))
+
+
+def _panel_each(rows: Sequence[Row], what: str) -> tuple[Figure, list[Axes]]:
+    """A panel a row, titled by its name, of what is plotted over the epochs; all on one scale."""
+    columns = min(5, len(rows))
+    lines = -(-len(rows) // columns)
+    figure = Figure(figsize=(max(2.25 * columns, 5), 0.5 + max(2.0 * lines, 2.6)))
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, row in zip(panels.flat, rows, strict=False):
+        axes.set_title(row.name, fontsize=9.5)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    for i in range(len(rows), lines * columns):
+        panels[-1, i % columns].set_axis_off()
+        panels[-2, i % columns].tick_params(labelbottom=True)
+    figure.supxlabel("epoch")
+    figure.supylabel(what)
+    return figure, list(panels.flat)[: len(rows)]
 
 
 def _heat_map(axes: Axes, percent: np.ndarray, rows: Sequence[str], columns: Sequence[str], least: float = 0) -> None:
