@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from trailseg import runs
 from trailseg.errors import FileError
 from trailseg.networks.table import ROWS
 from trailseg.report import Report, write_report
@@ -305,6 +306,17 @@ def test_broken_configurations_are_named(tmp_path, config):
         FileError, match=r"config\.yaml: (is no configuration of a run|holds no mapping|is not valid YAML)"
     ):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize("change", [("options", {"data": "x"}), ("data", {"before": ["x"]}), ("data", {"before": 1})])
+def test_a_configuration_of_unknown_data_is_named(tmp_path, change):
+    folder = make_run(tmp_path / "1", "single", entry(1, [FIRST]))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert runs.Run.open(folder).config == config
+    config[change[0]] |= change[1]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(FileError, match="is no configuration of a run"):
+        _ = runs.Run.open(folder).config
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):

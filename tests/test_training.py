@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -20,9 +21,12 @@ from rich.console import Console
 from trailseg import checkpoints, experiment, study, training
 from trailseg.config import EvaluateOptions, Size, TrainOptions
 from trailseg.data import augment, memory
+from trailseg.data.readers import TERMS
 from trailseg.errors import FileError, OptionError
 from trailseg.evaluation import evaluate, evaluate_run
+from trailseg.inference import facts_of
 from trailseg.losses import StepLoss
+from trailseg.parsing import from_mapping, read_words
 from trailseg.predictor import find_model
 from trailseg.runs import Run, build_network, network_options
 from trailseg.training import draw_position, draw_steps, learning_rate
@@ -45,8 +49,12 @@ def weights(run, which="last"):
     return safetensors.torch.load_file(run.checkpoint(which))
 
 
+def strip_times(record):
+    return {k: v for k, v in record.items() if k not in ("seconds", "pictures_per_second")}
+
+
 def without_times(run):
-    return [{k: v for k, v in r.items() if k not in ("seconds", "pictures_per_second")} for r in run.log()]
+    return [strip_times(record) for record in run.log()]
 
 
 def words(folder, **options):
@@ -198,15 +206,29 @@ def test_a_training_begins_with_the_mean_of_the_weights_of_several_runs(tmp_path
         assert torch.allclose(value.double(), mean, rtol=1e-6, atol=0), name
 
 
-def test_a_training_begins_with_the_network_of_the_package(tmp_path):
-    packed = Run.open(find_model("camvid"))
-    parts = network_options(packed.options) | {"steps": 2, "size": Size(32, 48)}
-    heir = train(tmp_path / "heir", **parts, start_from=["camvid"], lr=1e-29, epochs=1, labels="coarse")
-    kernels = {
-        name: value for name, value in packed.weights().items() if name.startswith("cores.") and value.dim() == 4
+def test_a_training_begins_with_the_network_of_the_package_as_the_docs_say(tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    (line,) = re.findall(r"^    trailseg train (start_from=camvid .*)$", text, re.M)
+    small = {
+        "data": "procedural",
+        "root": None,
+        "size": Size(32, 48),
+        "pictures": 4,
+        "epochs": 1,
+        "lr": 1e-29,
+        "device": "cpu",
     }
+    options = replace(from_mapping(TrainOptions, read_words(TrainOptions, line.split())), **small)
+    heir = experiment.train(options, tmp_path / "heir", name="heir", console=Console(quiet=True), resume=False)
+    packed = Run.open(find_model("camvid")).weights()
+    kernels = {name: value for name, value in packed.items() if name.startswith("cores.") and value.dim() == 4}
     assert kernels
     assert all(torch.equal(heir.weights()[name], value) for name, value in kernels.items())
+    further = train(
+        tmp_path / "further", **network_options(options), teacher=[str(heir.folder)], target="area", epochs=1
+    )
+    for run in (heir, further):  # the pictures of the first data set bind whoever learnt of them, however late
+        assert facts_of(run).licence == f"{TERMS['procedural'][1]}; {TERMS['camvid'][1]}"
 
 
 def test_best_holds_the_weights_of_the_best_validation_and_last_those_of_the_last(tmp_path):
@@ -608,6 +630,19 @@ def test_a_folder_that_is_taken_is_refused_and_kept(tmp_path):
     with pytest.raises(FileError, match="not an empty folder"):
         train(tmp_path / "notes")
     assert before == {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
+
+
+def test_a_log_is_not_begun_anew_where_its_weights_are_gone(tmp_path):
+    run = train(tmp_path / "run")
+    log = run.log()
+    run.checkpoint("last").unlink()  # "before" is there, of the last epoch but one
+    go_on(tmp_path / "run")
+    assert (run.position().epoch, without_times(run)) == (3, [strip_times(line) for line in log])
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    log = run.log()
+    with pytest.raises(FileError, match="is gone, and the log is not; restore it, or train anew with another out="):
+        go_on(tmp_path / "run")
+    assert run.log() == log
 
 
 def test_other_options_or_other_data_are_not_resumed(tmp_path, monkeypatch):

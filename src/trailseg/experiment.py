@@ -141,6 +141,7 @@ def _begin(
             tell(f"{run.folder}: goes on with {'; '.join(elsewhere)}: the last bits may differ for that")
     else:
         Run.require_free(run.folder)
+        data |= {"before": before} if (before := data_before(options)) else {}
         facts = facts_of_network(options, labels)
         Run.create(run.folder, name=name, options=options, network=facts, data=data, machine=machine)
     _tell_left_out(run.folder, (memory, val), tell)
@@ -306,6 +307,14 @@ def facts_of_data(options: TrainOptions, labels: LabelSet, memory: Memory, val: 
         **({"val_seen_in_training": seen} if seen else {}),
         **({"left_out": left_out} if left_out else {}),
     }
+
+
+def data_before(options: TrainOptions) -> list[str]:
+    """The other data sets of the runs whose weights it begins with, or which teach it, and of those before them."""
+    stem = [Run.open(options.stem_from)] if options.stem_from is not None else []
+    sources = _open([*(options.start_from or []), *(options.teacher or [])]) + stem
+    names = {name for run in sources for name in (run.options.data, *run.config["data"].get("before", []))}
+    return sorted(names - {options.data})
 
 
 def facts_of_machine(options: TrainOptions, device: torch.device) -> dict[str, Any]:

@@ -207,7 +207,7 @@ TAS500_COARSE = LabelSet(
     file_colours=_TAS500_FILE_COLOURS,
 )
 
-# CamVid (Brostow et al., 2009), the 11 classes of the SegNet tutorial; 11 is void.
+# CamVid (Brostow et al., 2008), the 11 classes of the SegNet tutorial; 11 is void.
 _CAMVID: tuple[tuple[str, RGB], ...] = (
     ("sky", (128, 128, 128)),
     ("building", (128, 0, 0)),

@@ -17,6 +17,7 @@ from torch import Tensor
 from trailseg import checkpoints
 from trailseg.checkpoints import REMEDY, load_weights, strip
 from trailseg.config import NetworkOptions, TrainOptions
+from trailseg.data.readers import TERMS
 from trailseg.errors import FileError, OptionError
 from trailseg.labels import IGNORE
 from trailseg.networks.build import build, pass_states_on
@@ -138,19 +139,23 @@ class Run:
     def recover(self) -> FileError | None:
         """Sweeps what a killed process left half-written, and replaces a damaged last checkpoint by the one before.
 
-        Returns what was wrong with that, which is kept as "damaged". FileError where no checkpoint is whole.
+        Returns what was wrong with that, which is kept as "damaged". FileError where no checkpoint is whole, or where
+        all are gone though the log tells of more than one epoch: to begin anew would lose it.
         """
         for folder in (self.folder, self.folder / "checkpoints", self.folder / "plots"):
             sweep(folder)
+        last, before = self.checkpoint("last"), self.checkpoint("before")
         try:
+            if not last.exists() and len(self.log()) > 1:
+                raise FileError(last, "is gone, and the log is not", "restore it, or train anew with another out=")
             self.position()
         except FileError as damage:
-            before = self.checkpoint("before")
-            if damage.path != self.checkpoint("last") or not before.exists():
+            if damage.path != last or not before.exists():
                 raise
             self.position("before")
-            self.checkpoint("last").replace(self.checkpoint("damaged"))
-            before.replace(self.checkpoint("last"))
+            if last.exists():
+                last.replace(self.checkpoint("damaged"))
+            before.replace(last)
             return damage
         return None
 
@@ -253,9 +258,11 @@ def _is_configuration(config: Mapping[str, Any]) -> bool:
     if not all(isinstance(part, dict) for part in parts) or not isinstance(config.get("name"), str):
         return False
     network, data = config["network"], config["data"]
-    classes, colours = data.get("classes"), data.get("colours")
+    classes, colours, before = data.get("classes"), data.get("colours"), data.get("before", [])
     return (
-        all(isinstance(network.get(key), int) for key in ("parameters", "macs_stem", "macs_step"))
+        isinstance(before, list)
+        and all(str(name) in TERMS for name in [config["options"].get("data", TrainOptions.data), *before])
+        and all(isinstance(network.get(key), int) for key in ("parameters", "macs_stem", "macs_step"))
         and all(isinstance(data.get(key), int) for key in ("train", "val"))
         and all(isinstance(names, list) and 0 < len(names) < IGNORE for names in (classes, colours))
         and len(classes) == len(colours)
