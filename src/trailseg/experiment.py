@@ -141,7 +141,7 @@ def _begin(
             tell(f"{run.folder}: goes on with {'; '.join(elsewhere)}: the last bits may differ for that")
     else:
         Run.require_free(run.folder)
-        data |= {"before": before} if (before := data_before(options)) else {}
+        data |= {"before": before} if (before := splits_before(options)) else {}
         facts = facts_of_network(options, labels)
         Run.create(run.folder, name=name, options=options, network=facts, data=data, machine=machine)
     _tell_left_out(run.folder, (memory, val), tell)
@@ -242,8 +242,11 @@ def _require_same(options: TrainOptions, source: Run, *names: str) -> None:
 def check(options: TrainOptions) -> DataSet | Procedural:
     """The data set of these options; OptionError or FileError where a name among them, or its root, is wrong."""
     require("augment", options.augment, PRESETS)
+    view = options.crop or options.size
     with torch.device("meta"):  # costs nothing, and finds a wrong network before the data are read
+        build_network(replace(options, size=view, crop=None), classes=2)
         network = build_network(options, classes=2)
+        network.pad(torch.empty(1, 3, *view))
     if options.prefix and network.max_steps is not None:
         raise OptionError(f"prefix={options.prefix}: {options.network} takes no further steps; it needs 1 or 2 cores")
     return open_data(
@@ -295,7 +298,7 @@ def facts_of_network(options: TrainOptions, labels: LabelSet) -> dict[str, Any]:
 
 def facts_of_data(options: TrainOptions, labels: LabelSet, memory: Memory, val: Memory) -> dict[str, Any]:
     """What was trained and validated on, as config.yaml holds it."""
-    seen = len(set(memory.names) & set(val.names))
+    seen = val.also_in(memory)
     left_out = len(memory.left_out) + len(val.left_out)
     return {
         "name": options.data,
@@ -309,12 +312,17 @@ def facts_of_data(options: TrainOptions, labels: LabelSet, memory: Memory, val: 
     }
 
 
-def data_before(options: TrainOptions) -> list[str]:
-    """The other data sets of the runs whose weights it begins with, or which teach it, and of those before them."""
+def splits_before(options: TrainOptions) -> dict[str, str]:
+    """What else the runs have seen that it begins with or is taught by, and those before them: of each data set the
+    splits, joined by "+", but those that it is trained on itself.
+    """
     stem = [Run.open(options.stem_from)] if options.stem_from is not None else []
-    sources = _open([*(options.start_from or []), *(options.teacher or [])]) + stem
-    names = {name for run in sources for name in (run.options.data, *run.config["data"].get("before", []))}
-    return sorted(names - {options.data})
+    found: dict[str, set[str]] = {}
+    for run in _open([*(options.start_from or []), *(options.teacher or [])]) + stem:
+        for data, splits in [(run.options.data, run.options.train_on), *run.config["data"].get("before", {}).items()]:
+            found.setdefault(data, set()).update(splits.split("+"))
+    found.get(options.data, set()).difference_update(options.train_on.split("+"))
+    return {data: "+".join(sorted(splits)) for data, splits in sorted(found.items()) if splits}
 
 
 def facts_of_machine(options: TrainOptions, device: torch.device) -> dict[str, Any]:

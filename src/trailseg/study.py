@@ -62,7 +62,7 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
     for row in rows:
         if "extends" in row:
             row = named[require(f"{file}: extends", str(row["extends"]), named)] | row
-        name = str(row.get("name", row.get("network", TrainOptions.network)))
+        name = str(row.get("name", {**defaults, **row}.get("network", TrainOptions.network)))
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise OptionError(f"{file}: name={name}: use letters, digits, '.', '_' and '-'")
         named.setdefault(name, row)

@@ -269,7 +269,7 @@ def fetch(memory: Memory, options: TrainOptions, epoch: int, batch: Batch) -> Fe
     if not preset.mix:
         return Fetched(images, labels, drawn, None)
     partners, partners_drawn, boxes, seen = augment.draw_partners(preset, len(memory.names), **drawing)
-    mixed = (partners >= 0).nonzero()[:, 0]
+    mixed = ((partners >= 0) & ~batch.repeated).nonzero()[:, 0]  # what does not count stays so
     if not len(mixed):
         return Fetched(images, labels, drawn, None)
     others = (mixed, *memory.take(partners[mixed]), partners_drawn[mixed], boxes[mixed], seen[mixed])
