@@ -135,6 +135,8 @@ def test_one_flipped_bit_is_noticed_before_it_is_used(cache, root, part):
     mapped = decoded(pictures, SIZE, budget=0)
     mapped.take(torch.tensor([0, 3]))  # what is whole is of use
     with pytest.raises(FileError, match="has been damaged since it was written; remove it"):
+        mapped.on(torch.device("meta"))  # or any other but the processor
+    with pytest.raises(FileError, match="has been damaged since it was written; remove it"):
         mapped.take(torch.tensor([0, 4]))
     assert same(decoded(pictures, SIZE, budget=1e9), decode(pictures, SIZE))  # which makes it anew
     assert same(decoded(pictures, SIZE, budget=0), decode(pictures, SIZE))

@@ -1,5 +1,6 @@
 """Evaluation: against a count of its own, over parts of a split, and where there is nothing to score."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -45,6 +46,15 @@ def network():
 
 def measured(memory, **options):
     return evaluate(network(), memory, split="val", steps=2, classes=CLASSES, **({"batch": 2, "device": CPU} | options))
+
+
+def test_pictures_are_in_two_splits_where_name_and_content_are():
+    one = split()
+    other = replace(one, names=one.names[:3], images=one.images[:3].clone(), labels=one.labels[:3])
+    assert one.also_in(other) == 3
+    other.images[1, 0, 0, 0] ^= 1
+    assert one.also_in(other) == other.also_in(one) == 2
+    assert one.also_in(replace(other, names=["a", "b", "p2"])) == 1
 
 
 def test_confusion_at_full_size_and_at_the_stems_scale_equals_a_plain_count():

@@ -241,6 +241,17 @@ def test_the_card_of_pictures_that_were_trained_on_says_so(runs: Path, tmp_path:
     assert found["val"]["steps"] == Run.open(runs / "all").log()[-1]["val"]["steps"]
 
 
+def test_the_card_says_what_those_before_a_run_were_trained_on(runs: Path, tmp_path: Path):
+    train(tmp_path / "taught", "iterative-v4", target="area", teacher=str(runs / "all"))  # on train alone
+    train(tmp_path / "heir", "iterative-v4", start_from=str(tmp_path / "taught"))
+    for name, before in (("taught", runs / "all"), ("heir", tmp_path / "taught"), ("sister", runs / "one")):
+        if name == "sister":
+            train(tmp_path / name, "iterative-v4", start_from=str(before))
+        assert run(["pack", str(tmp_path / name), f"out={tmp_path / 'packed' / name}"]) == 0
+        text = (tmp_path / "packed" / name / "card.md").read_text()
+        assert ("**These pictures were trained on" in text) == (name != "sister"), name
+
+
 def test_the_card_names_terms_and_limits_of_the_data(weights: Path, tmp_path: Path):
     folder = shutil.copytree(weights / MODEL, tmp_path / "packed")
     for data, (name, licence) in TERMS.items():

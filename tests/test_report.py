@@ -287,6 +287,7 @@ def test_a_class_absent_everywhere_is_left_out(tmp_path):
         (entry(1, [[[0, 0], [0, 0]]]), "none of its 1 runs has a validated epoch"),
         ('{"epoch": 1, "lo\n' + entry(2, [FIRST]), "is damaged"),
         (entry(1, [[[1]]]), "has a confusion of shape (1, 1, 1) for 2 classes"),
+        (entry(1, [FIRST]).replace('"loss"', '"lost"'), "is not the log of a run (KeyError: 'loss')"),
     ],
 )
 def test_what_cannot_be_reported_is_one_clear_error(tmp_path, log, problem):
@@ -308,7 +309,15 @@ def test_broken_configurations_are_named(tmp_path, config):
         write_report(tmp_path)
 
 
-@pytest.mark.parametrize("change", [("options", {"data": "x"}), ("data", {"before": ["x"]}), ("data", {"before": 1})])
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("options", {"data": "x"}),
+        ("data", {"before": {"x": "train"}}),
+        ("data", {"before": {"camvid": 1}}),
+        ("data", {"before": 1}),
+    ],
+)
 def test_a_configuration_of_unknown_data_is_named(tmp_path, change):
     folder = make_run(tmp_path / "1", "single", entry(1, [FIRST]))
     config = yaml.safe_load((folder / "config.yaml").read_text())

@@ -72,8 +72,8 @@ def read_measures(folder: Path) -> dict[str, Any]:
     """What measures.json holds.
 
     Keys: runs (those measured), own (whether that is the packed one), train_on and train (the splits and the number of
-    pictures that they were trained on), epoch, miou (0..1, of the last step of each), and val, a record of the
-    log without its confusion: their mean.
+    pictures that they were trained on), before (further splits, of those that they began with or were taught by),
+    epoch, miou (0..1, of the last step of each), and val, a record of the log without its confusion: their mean.
     """
     path = folder / "measures.json"
     try:
@@ -93,7 +93,7 @@ def whose(run: Run, measured: Mapping[str, Any]) -> str:
     if len(ends) > 1:
         of += f": their means, of last steps between {percent(min(ends))} and {percent(max(ends))} % mIoU"
     text = f"{of}, after epoch {measured['epoch']}, on `{split}` at full size: {measured['val']['images']} pictures"
-    if share(measured["train_on"], split):
+    if share(measured["train_on"], split) or share(measured["before"], split):
         return f"{text}. **These pictures were trained on: no measure of how well it does on new ones.**"
     text += " that were not trained on."
     if share(run.options.train_on, split):

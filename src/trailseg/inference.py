@@ -135,7 +135,7 @@ def facts_of(run: Run) -> Facts:
     with torch.device("meta"):
         network = run.build()
     return Facts(
-        name=str(config.get("name", options.network)),
+        name=config["name"],
         network=options.network,
         classes=tuple(config["data"]["classes"]),
         colours=tuple((r, g, b) for r, g, b in config["data"]["colours"]),
@@ -148,5 +148,5 @@ def facts_of(run: Run) -> Facts:
         macs_stem=config["network"]["macs_stem"],
         macs_step=config["network"]["macs_step"],
         data=TERMS[options.data][0],
-        licence="; ".join(TERMS[name][1] for name in (options.data, *config["data"].get("before", []))),
+        licence="; ".join(TERMS[name][1] for name in {options.data: "", **config["data"].get("before", {})}),
     )

@@ -59,6 +59,7 @@ def measures(run: Run, sisters: Sequence[Run]) -> dict[str, Any]:
         "own": not sisters,
         "train_on": measured[0].options.train_on,
         "train": measured[0].config["data"]["train"],
+        "before": measured[0].config["data"].get("before", {}).get(run.options.data, ""),
         "epoch": ends[0]["epoch"],
         "miou": [end["val"]["steps"][-1]["miou"] for end in ends],
         "val": _mean([{key: value for key, value in end["val"].items() if key != "confusion"} for end in ends]),

@@ -130,7 +130,7 @@ class Run:
 
     def summary(self) -> str:
         """Such as 'iterative-v6, 3 of 100 epochs'."""
-        return f"{self.config.get('name')}, {self.position().epoch} of {self.options.epochs} epochs"
+        return f"{self.config['name']}, {self.position().epoch} of {self.options.epochs} epochs"
 
     def checkpoint(self, which: str) -> Path:
         """The file of the checkpoint "last", "before" (that was the last before) or "best"."""
@@ -258,10 +258,11 @@ def _is_configuration(config: Mapping[str, Any]) -> bool:
     if not all(isinstance(part, dict) for part in parts) or not isinstance(config.get("name"), str):
         return False
     network, data = config["network"], config["data"]
-    classes, colours, before = data.get("classes"), data.get("colours"), data.get("before", [])
+    classes, colours, before = data.get("classes"), data.get("colours"), data.get("before", {})
     return (
-        isinstance(before, list)
+        isinstance(before, dict)
         and all(str(name) in TERMS for name in [config["options"].get("data", TrainOptions.data), *before])
+        and all(isinstance(splits, str) for splits in before.values())
         and all(isinstance(network.get(key), int) for key in ("parameters", "macs_stem", "macs_step"))
         and all(isinstance(data.get(key), int) for key in ("train", "val"))
         and all(isinstance(names, list) and 0 < len(names) < IGNORE for names in (classes, colours))

@@ -188,7 +188,6 @@ class Split(NamedTuple):
 class DataSet:
     """A data set: its classes and its named splits."""
 
-    name: str
     labels: LabelSet
     splits: Mapping[str, Split]
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -96,11 +97,20 @@ class Memory:
         """How many pixels each of that many classes has, (K,) int64."""
         return torch.tensor(self.counts.classes[:classes])
 
-    def held(self) -> "Memory":
-        """The same with images and labels held in memory."""
-        images, labels = torch.empty_like(self.images), torch.empty_like(self.labels)
+    def also_in(self, other: "Memory") -> int:
+        """How many of its pictures the other has as well, by name and content."""
+        shared = set(self.names) & set(other.names)
+        mine, its = (
+            {(name, crc32(image.numpy())) for name, image in zip(one.names, one.images, strict=True) if name in shared}
+            for one in (self, other)
+        )
+        return len(mine & its)
+
+    def held(self, device: torch.device | str = "cpu") -> "Memory":
+        """The same with images and labels held in memory, or in that of a device."""
+        images, labels = (torch.empty_like(values, device=device) for values in (self.images, self.labels))
         for part in self._parts():
-            images[part], labels[part] = self.take(part)
+            images[part], labels[part] = (values.to(device) for values in self.take(part))
         return replace(self, images=images, labels=labels, known=self.counts, mapped=None)
 
     def _parts(self) -> Iterator[Tensor]:
@@ -109,15 +119,14 @@ class Memory:
             yield torch.arange(first, min(first + 64, len(self.names)))
 
     def on(self, device: torch.device) -> "Memory":
-        """The same with images and labels on the device, if half its free memory holds them."""
+        """The same with images and labels on the device, if half the free memory of a CUDA device holds them."""
         if device.type == "cpu":
             return self
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             if self.images.nbytes + self.labels.nbytes > free // 2:
                 return self
-        images, labels = self.images.to(device), self.labels.to(device)
-        return replace(self, images=images, labels=labels, known=self.counts, mapped=None)
+        return self.held(device)
 
 
 class Resized(NamedTuple):

@@ -40,13 +40,13 @@ def _data_set(base: Path, content: Any) -> DataSet:
         raise ValueError("{split} stands in only one of pictures and labels")
     if "{split}" in pictures:
         names = ["train", "val"] + ["test"] * folder("test").pictures.is_dir()
-        return DataSet("folder", labels, {name: Split(folder(name)) for name in names})
+        return DataSet(labels, {name: Split(folder(name)) for name in names})
     whole, fifth = folder(""), 5  # every fifth picture, in the order of the names, is kept for val
     splits = {
         "train": Split(whole, lambda place, name: place % fifth > 0),
         "val": Split(whole, lambda place, name: place % fifth == 0),
     }
-    return DataSet("folder", labels, splits)
+    return DataSet(labels, splits)
 
 
 def _label_set(name: str, content: dict[str, Any]) -> LabelSet:

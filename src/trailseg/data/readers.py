@@ -71,7 +71,6 @@ def tas500(root: Path, labels: LabelSet) -> DataSet:
 
     val, protocol = folder("val"), 50  # the study's: the first 50 are val, but here in the order of the names
     return DataSet(
-        name="tas500",
         labels=labels,
         splits={
             "train": Split(folder("train")),
@@ -97,7 +96,7 @@ def camvid(root: Path) -> DataSet:
     for drive in sorted({path.stem.partition("_")[0] for path in train.pictures.glob("*_*")}):
         for name, wanted in (("only", True), ("without", False)):
             splits[f"{name}-{drive}"] = Split(train, partial(_of_drive, f"{drive}_", wanted))
-    return DataSet("camvid", CAMVID, splits)
+    return DataSet(CAMVID, splits)
 
 
 def _of_drive(prefix: str, wanted: bool, place: int, name: str) -> bool:
@@ -133,7 +132,6 @@ class Procedural:
     labels: LabelSet
     size: tuple[int, int]
     pictures: int
-    name: str = "procedural"
 
     def split(self, name: str, *, skip_bad: bool = False) -> Sequence[Picture]:
         """The scenes of train, val or test; a quarter as many of the latter."""
