@@ -1,6 +1,7 @@
 """Accuracy against cost: what `trailseg evaluate anytime=true` writes, and where it agrees with the plain measures."""
 
 import json
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from trailseg.anytime import TOLERANCES, measure, write
 from trailseg.cli import run
 from trailseg.config import EvaluateOptions, StepRange
 from trailseg.evaluation import evaluate_run
-from trailseg.runs import Run
+from trailseg.runs import Position, Run
 
 TRAIN = "train network=iterative-v4 stem=x2 channels=8 depth=1 size=32,48 steps=3 pictures=8 epochs=2 lr=0.01"
 
@@ -54,16 +55,29 @@ def test_stopping_by_itself_is_tried_within_the_trained_steps_and_within_all(mea
 
 
 def test_an_answer_that_never_settles_is_that_of_all_steps(trained, monkeypatch):
-    monkeypatch.setattr("trailseg.anytime.TOLERANCES", (1e-9, 1.0))
+    monkeypatch.setattr("trailseg.anytime.TOLERANCES", (0.0, 1.0))
     found = measure(trained, EvaluateOptions(run=str(trained.folder), steps=StepRange(2, 5)))
     by_limit = {(stop["most_steps"], stop["tolerance"]): stop for stop in found["auto"]}
     assert [step["step"] for step in found["steps"]] == [2, 3, 4, 5]
     for limit in (3, 5):
         step = next(step for step in found["steps"] if step["step"] == limit)
-        if by_limit[limit, 1e-9]["mean_steps"] == limit:
-            assert by_limit[limit, 1e-9]["miou"] == step["miou"]
+        assert by_limit[limit, 0.0]["mean_steps"] == limit
+        assert by_limit[limit, 0.0]["miou"] == step["miou"]
         assert by_limit[limit, 1.0]["mean_steps"] == 2
         assert by_limit[limit, 1.0]["miou"] == found["steps"][0]["miou"]
+
+
+def test_what_is_told_is_of_the_checkpoint_and_of_the_run_even_where_it_is_called_like_a_network(
+    trained, measured, tmp_path, monkeypatch
+):
+    shutil.copytree(trained.folder, tmp_path / "gated")
+    monkeypatch.chdir(tmp_path)
+    run = Run.open("gated")
+    run.save("best", run.weights(), Position(1))
+    found = measure(run, EvaluateOptions(run="gated", steps=StepRange(1, 2), checkpoint="best", precision="auto"))
+    assert (found["macs_stem"], found["macs_step"]) == (measured["macs_stem"], measured["macs_step"])
+    assert found["epoch"] == 1
+    assert found["precision"] in ("bf16", "32")
 
 
 def test_the_command_prints_a_table_and_writes_json_and_a_plot(trained, capsys):

@@ -70,7 +70,6 @@ def test_counts_beyond_double_precision_stay_whole():
     got = measures(np.array([[huge + 1, 0], [0, 0]]), "ab")
     assert got["pixel_accuracy"] == 1.0
     assert measures(np.array([[huge, 1], [0, 0]]), "ab")["pixel_accuracy"] == huge / (huge + 1)
-    assert (np.array([[huge, 0], [0, 0]]) + np.array([[1, 0], [0, 0]])).tolist() == [[huge + 1, 0], [0, 0]]
 
 
 def test_the_trivial_answer_is_always_the_commonest_class_of_the_truth():

@@ -30,7 +30,8 @@ def measure(run: Run, options: EvaluateOptions) -> dict[str, Any]:
     stops = [Stop(limit, tolerance) for limit in limits if limit > 1 for tolerance in TOLERANCES]
     found = evaluate_run(run, options, stops)
     precision = options.precision or run.options.precision
-    subject = open_subject(str(run.folder), BenchmarkOptions(device=options.device, precision=precision, steps=most))
+    settings = BenchmarkOptions(device=options.device, precision=precision, steps=most)
+    subject = open_subject(str(run.folder.resolve()), settings)  # a folder may be called like a row of the table
     time = durations(time_rounds([subject], repeats=9)[0], most - 1)
 
     def cost(steps: float) -> dict[str, Any]:
@@ -47,10 +48,10 @@ def measure(run: Run, options: EvaluateOptions) -> dict[str, Any]:
         "split": found["split"],
         "images": found["images"],
         **({"left_out": found["left_out"]} if "left_out" in found else {}),
-        "epoch": run.position().epoch,
+        "epoch": run.position(options.checkpoint).epoch,
         "trained_steps": trained,
         "device": subject.device,
-        "precision": precision,
+        "precision": subject.precision,
         "macs_stem": subject.macs_stem,
         "macs_step": subject.macs_step,
         **time,

@@ -240,7 +240,7 @@ def _open_torch(word: str, options: BenchmarkOptions) -> Subject:
     import torch
 
     from trailseg.device import settle
-    from trailseg.inference import refine
+    from trailseg.inference import classify, refine
     from trailseg.losses import StepLoss
     from trailseg.networks.build import build
     from trailseg.networks.cost import cost
@@ -270,8 +270,7 @@ def _open_torch(word: str, options: BenchmarkOptions) -> Subject:
     def answer(steps: int) -> list[np.ndarray]:
         with compute.autocast():
             logits = refine(network, load(), steps=steps).logits[-1]
-        probability, ids = network.upsample(logits.float(), size, size).softmax(1).max(1)
-        return [probability.cpu().numpy(), ids.byte().cpu().numpy()]
+        return [values.cpu().numpy() for values in classify(network, logits, size, size)]
 
     adam, criterion = torch.optim.Adam(network.parameters()), StepLoss(dice=1, gamma=1, recompute=options.recompute)
     side = [-(-pixels // network.scale) for pixels in size]

@@ -102,7 +102,7 @@ def train(given: Given) -> int:
     if options.resume:
         run = Run.open(options.resume)
         options = from_mapping(config.TrainOptions, asdict(run.options) | given)
-        name, folder = run.config.get("name", options.network), run.folder
+        name, folder = run.config["name"], run.folder
 
     def say(told: str) -> None:
         begun = (folder / "config.yaml").exists()

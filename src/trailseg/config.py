@@ -188,7 +188,7 @@ class TrainOptions(DataOptions, NetworkOptions):
     out: str | None = None
     """Run directory to make (default: runs/ and the network's name)."""
     resume: str | None = None
-    """Run directory to go on with after a cut; its own options hold, but for device, devices, nodes and root."""
+    """Run directory to go on with after a cut; its own options hold, but for where and how it is computed."""
 
     def __post_init__(self) -> None:
         PartsOptions.__post_init__(self)

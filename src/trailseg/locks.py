@@ -1,5 +1,6 @@
 """Locks that the system frees when the process that holds them ends, however it ends."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,16 +9,9 @@ from typing import IO, Any
 
 from trailseg.errors import FileError
 
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing is locked
-    fcntl = None  # type: ignore[assignment]
-
 
 def lock(file: IO[Any] | int) -> bool:
     """Locks an open file until it is closed; False where another process has locked it."""
-    if fcntl is None:
-        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

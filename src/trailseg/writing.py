@@ -80,12 +80,11 @@ def _link(path: Path, name: Path) -> None:
 
 def _flush_names(folder: Path) -> None:
     """Flushes to the disk which files a folder holds, and under which names."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sweep(folder: Path) -> None:

@@ -288,7 +288,8 @@ def test_a_mutated_file_is_refused_or_harmless(file, model, tmp_path, tally, tri
         found = [(out / f).read_bytes() for f in ("picture.png", "picture_overlay.png")] if code == 0 else None
         return code, found, capsys.readouterr().err
 
-    _, wanted, _ = answer("whole")
+    code, wanted, told = answer("whole")
+    assert code == 0, told
     for number in range(of):
         path.write_bytes(mutated(whole, number, dice))
         code, found, told = answer(number)

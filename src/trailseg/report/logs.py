@@ -154,18 +154,19 @@ def _read(folder: Path) -> Run:
                 seen=int(data.get("val_seen_in_training", 0)),
             ),
             versions={str(name): str(version) for name, version in config["versions"].items()},
-            losses=tuple((int(line["epoch"]), float(line["loss"])) for line in log),
+            losses=(),
             validations=(),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         problem = f"is not the configuration of a run ({type(error).__name__}: {error})"
         raise FileError(folder / "config.yaml", problem, "restore the file, or train the run again") from error
     try:
+        losses = tuple((int(line["epoch"]), float(line["loss"])) for line in log)
         measured = [_validation(line["epoch"], line["val"], len(run.data.classes)) for line in log if line["val"]]
     except (KeyError, TypeError, ValueError) as error:
         problem = f"is not the log of a run ({type(error).__name__}: {error})"
         raise FileError(folder / "log.jsonl", problem, "restore the file, or train the run again") from error
-    return replace(run, validations=tuple(v for v in measured if v.confusion.any()))
+    return replace(run, losses=losses, validations=tuple(v for v in measured if v.confusion.any()))
 
 
 def _validation(epoch: int, val: dict[str, Any], classes: int) -> Validation:

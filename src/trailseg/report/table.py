@@ -102,7 +102,7 @@ class Table:
     @property
     def trained_on(self) -> str:
         """The splits that its rows were trained on."""
-        return str(self.rows[0].runs[0].options.get("train_on", "train"))
+        return str(self.rows[0].runs[0].options["train_on"])
 
     @property
     def heading(self) -> str:
@@ -124,7 +124,7 @@ def build_tables(runs: Sequence[Run], published: tuple[Published, ...] = ()) -> 
     prints: dict[Any, list[str]] = {}
     for run in runs:
         v = run.last
-        measured = (run.data.name, run.data.classes, v.split, v.images, v.truth, run.options.get("train_on", "train"))
+        measured = (run.data.name, run.data.classes, v.split, v.images, v.truth, run.options["train_on"])
         # A fingerprint is of pictures at the size they are trained at: of other sizes it says nothing.
         seen = prints.setdefault((measured, str(run.options.get("size"))), [])
         if run.data.fingerprint not in seen:
