@@ -190,6 +190,11 @@ class TrainOptions(DataOptions, NetworkOptions):
     resume: str | None = None
     """Run directory to go on with after a cut; its own options hold, but for where and how it is computed."""
 
+    @property
+    def sources(self) -> list[str]:
+        """The runs that it names to begin with or to learn from."""
+        return [name for option in OF_RUNS for name in getattr(self, option) or []]
+
     def __post_init__(self) -> None:
         PartsOptions.__post_init__(self)
         DataOptions.__post_init__(self)

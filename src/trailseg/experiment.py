@@ -242,11 +242,11 @@ def _require_same(options: TrainOptions, source: Run, *names: str) -> None:
 def check(options: TrainOptions) -> DataSet | Procedural:
     """The data set of these options; OptionError or FileError where a name among them, or its root, is wrong."""
     require("augment", options.augment, PRESETS)
-    view = options.crop or options.size
     with torch.device("meta"):  # costs nothing, and finds a wrong network before the data are read
-        build_network(replace(options, size=view, crop=None), classes=2)
         network = build_network(options, classes=2)
-        network.pad(torch.empty(1, 3, *view))
+        if options.crop is not None:
+            build_network(replace(options, size=options.crop, crop=None), classes=2)
+            network.pad(torch.empty(1, 3, *options.crop))
     if options.prefix and network.max_steps is not None:
         raise OptionError(f"prefix={options.prefix}: {options.network} takes no further steps; it needs 1 or 2 cores")
     return open_data(
@@ -318,7 +318,7 @@ def splits_before(options: TrainOptions) -> dict[str, str]:
     """
     stem = [Run.open(options.stem_from)] if options.stem_from is not None else []
     found: dict[str, set[str]] = {}
-    for run in _open([*(options.start_from or []), *(options.teacher or [])]) + stem:
+    for run in _open(options.sources) + stem:
         for data, splits in [(run.options.data, run.options.train_on), *run.config["data"].get("before", {}).items()]:
             found.setdefault(data, set()).update(splits.split("+"))
     found.get(options.data, set()).difference_update(options.train_on.split("+"))

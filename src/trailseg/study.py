@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,7 @@ def run_study(file: Path, out: Path, overrides: Mapping[str, Any], console: Cons
             check_same(Run.open(wanted.folder), wanted.options)
         else:
             check(wanted.options)
-            sources = chain.from_iterable(getattr(wanted.options, option) or [] for option in OF_RUNS)
-            for source in sorted(set(sources) - here):
+            for source in sorted(set(wanted.options.sources) - here):
                 find_model(source)
     write_whole(out / "study.yaml", file.read_bytes())
     for folder in (out, out / "plots"):
