@@ -165,17 +165,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_pictures(tmp
 
 def test_a_trained_stem_is_taken_over_and_stays_as_it_is_if_frozen(tmp_path):
     source = train(tmp_path / "source")
-    frozen = train(tmp_path / "frozen", network="hourglass", stem_from=str(source.folder), freeze_stem=True, seed=5)
-    free = train(tmp_path / "free", network="hourglass", stem_from=str(source.folder), seed=5)
+    frozen = train(tmp_path / "frozen", network="hourglass", stem_from=[str(source.folder)], freeze_stem=True, seed=5)
+    free = train(tmp_path / "free", network="hourglass", stem_from=[str(source.folder)], seed=5)
     stem = {k: v for k, v in weights(source).items() if k.startswith("network.stem.")}
     assert stem
     assert all(torch.equal(weights(frozen)[k], v) for k, v in stem.items())
     assert not any(k.startswith("optimizer.") and ".stem." in k for k in weights(frozen))
     assert any(not torch.equal(weights(free)[k], v) for k, v in stem.items())
     with pytest.raises(FileError, match=r"its weights are for stem=x2, not stem=x4"):
-        train(tmp_path / "wrong", stem="x4", stem_from=str(source.folder))
+        train(tmp_path / "wrong", stem="x4", stem_from=[str(source.folder)])
     with pytest.raises(FileError, match=r"its weights are for standardize=data, not standardize=picture"):
-        train(tmp_path / "other", standardize="picture", stem_from=str(source.folder))
+        train(tmp_path / "other", standardize="picture", stem_from=[str(source.folder)])
     assert not (tmp_path / "wrong").exists()
 
 
@@ -466,7 +466,7 @@ def test_the_pictures_mean_and_deviation_travel_with_the_weights_and_the_stem(tm
     mean, std = memory.decode(experiment.check(replace(TINY, pictures=3)).split("train"), TINY.size).mean_and_std()
     assert torch.equal(weights(run)["network.mean"], mean)
     assert torch.equal(weights(run)["network.std"], std)
-    heir = train(tmp_path / "heir", stem_from=str(run.folder))  # trained on other pictures
+    heir = train(tmp_path / "heir", stem_from=[str(run.folder)])  # trained on other pictures
     assert torch.equal(weights(heir)["network.mean"], mean)
     assert torch.equal(weights(heir)["network.std"], std)
 
@@ -571,11 +571,15 @@ def test_the_average_is_what_is_validated_saved_and_used(tmp_path):
 def test_the_average_by_hand():
     network, average = (build_network(replace(TINY, seed=seed), classes=3) for seed in (0, 1))
     first, new = average.head.weight.clone(), network.head.weight.clone()
-    training.average_in(average, network, ema=0.9, step=0)  # keeps 1 / 10
+    training.average_in(average, network, kept=0.1)
     torch.testing.assert_close(average.head.weight, 0.1 * first + 0.9 * new)
-    before = average.head.weight.clone()
-    training.average_in(average, network, ema=0.9, step=1000)
-    torch.testing.assert_close(average.head.weight, 0.9 * before + 0.1 * new)
+
+
+def test_the_average_keeps_less_at_first_and_of_random_weights_less_than_of_trained_ones():
+    random = replace(TINY, ema=0.9)
+    assert [training.kept_share(random, step=step) for step in (0, 1, 1000)] == [0.1, 2 / 11, 0.9]
+    trained = replace(random, start_from=["run"])
+    assert [training.kept_share(trained, step=step) for step in (0, 1, 1000)] == [1 / 2, 2 / 3, 0.9]
 
 
 def test_warm_up_grows_evenly_and_then_leaves_the_schedule_alone():
@@ -678,7 +682,13 @@ def test_a_study_is_checked_whole_before_anything_is_trained(tmp_path):
     file.write_text(f"runs:\n  - {row}\n  - {{network: hourglass, augment: driv}}\n")
     with pytest.raises(OptionError, match="did you mean 'drive'"):
         study.run_study(file, tmp_path / "out", {}, Console(quiet=True))
-    for option in ("start_from", "target: area, teacher"):
+    file.write_text(f"runs:\n  - {row}\n  - {{network: hourglass, val_on: vall}}\n")
+    with pytest.raises(OptionError, match="split=vall is not known: did you mean 'val'"):
+        study.run_study(file, tmp_path / "out", {}, Console(quiet=True))
+    file.write_text(f"runs:\n  - {row}\n  - {{network: hourglass, out: elsewhere}}\n")
+    with pytest.raises(OptionError, match="a study names the folders of its runs"):
+        study.run_study(file, tmp_path / "out", {}, Console(quiet=True))
+    for option in ("start_from", "stem_from", "target: area, teacher"):
         file.write_text(f"runs:\n  - {row}\n  - {{network: single, name: heir, {option}: singel-seed0}}\n")
         with pytest.raises(FileError, match="singel-seed0: there is no such run directory"):
             study.run_study(file, tmp_path / "out", {}, Console(quiet=True))
@@ -767,6 +777,9 @@ def test_a_study_trains_what_is_missing_and_leaves_what_is_done(tmp_path):
     assert (out / "report.html").exists()
     with pytest.raises(FileError, match="holds a run with other options"):
         study.run_study(file, out, {"lr": 0.5}, Console(quiet=True))
+    moved = out.rename(tmp_path / "moved")  # as if it were said in other words
+    assert study.run_study(file, moved, {}, Console(quiet=True)) == []
+    assert {name: (moved / name / "log.jsonl").stat().st_mtime_ns for name in names} == again
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")

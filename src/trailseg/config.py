@@ -27,7 +27,7 @@ FUSE_STARTS = ("random", "state")
 STANDARDIZE = ("data", "picture")
 TARGETS = ("centre", "area")
 CHECKPOINTS = ("last", "before", "best")
-OF_RUNS = ("start_from", "teacher")
+OF_RUNS = ("start_from", "stem_from", "teacher")
 """Options that name other runs, one or several."""
 
 TOLERANCE = 0.01
@@ -131,7 +131,8 @@ class TrainOptions(DataOptions, NetworkOptions):
     weight_decay: float = 0.0
     """Decoupled weight decay; with 0 adamw is Adam (original)."""
     ema: float = 0.0
-    """Share that the average of the weights keeps at each optimiser step; the average is what is measured and used."""
+    """Share that the average of the weights keeps at each optimiser step, less in the first ones; the average is what
+    is measured and used."""
     dice: float = 1.0
     """Weight of the Dice loss beside cross-entropy; 0 leaves it out."""
     lovasz: float = 0.0
@@ -177,8 +178,8 @@ class TrainOptions(DataOptions, NetworkOptions):
     commas: the mean of their probabilities; for target=area."""
     taught: float = 0.5
     """Share of the teacher's answer in what a logit is trained towards, 0 to 1; the rest is the truth."""
-    stem_from: str | None = None
-    """Run directory to take the trained stem from, as the original did."""
+    stem_from: list[str] | None = None
+    """Run directory, or network of the package, to take the trained stem from."""
     freeze_stem: bool = False
     """Whether a stem that was taken from another run stays as it is."""
     devices: int = 1
@@ -223,7 +224,9 @@ class TrainOptions(DataOptions, NetworkOptions):
         if self.freeze_stem and self.stem_from is None and self.start_from is None:
             raise OptionError("freeze_stem=true needs a trained stem: say stem_from=RUN")
         if self.stem_from is not None and self.start_from is not None:
-            raise OptionError(f"stem_from={self.stem_from}: start_from= brings a stem with it; leave one out")
+            raise OptionError("stem_from: start_from= brings a stem with it; leave one out")
+        if len(self.stem_from or [""]) != 1:
+            raise OptionError("stem_from: take the stem of one run")
         if self.teacher is not None and self.target != "area":
             raise OptionError(f"target={self.target}: what a teacher answers is a share of each class; say target=area")
         if self.resume and self.out:
