@@ -1,10 +1,12 @@
-"""What several tests start from: a run that takes a second, and the memory of a process of its own."""
+"""What several tests share: a run that takes a second, what a command left and said, and the memory of a process."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from trailseg import checkpoints
 from trailseg.benchmark import HANDS_BACK
@@ -30,6 +32,19 @@ def reconfigured(folder: Path, change: Callable[[str], str]) -> Path:
         tensors, facts = checkpoints.read(path)
         checkpoints.write(path, tensors, facts | {"config": Run.open(folder)._bound()})
     return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def only_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on standard error."""
+    error = capsys.readouterr().err
+    assert error.endswith("\n")
+    assert error.count("\n") == 1, error
+    return error
 
 
 def grown(code: str) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -152,6 +153,13 @@ def test_an_answer_of_more_steps_is_another():
 # Figures
 
 
+def test_a_packed_run_which_has_no_log_has_no_accuracy(trained: Path, tmp_path: Path):
+    packed = shutil.copytree(trained, tmp_path / "packed")
+    assert trailseg.benchmark._miou(packed) is not None
+    (packed / "log.jsonl").unlink()
+    assert trailseg.benchmark._miou(packed) is None
+
+
 def test_the_figures_of_a_row_and_a_run(measured: tuple[Figures, Figures], trained: Path):
     row, of_run = measured
     for one in measured:
@@ -183,8 +191,8 @@ def test_the_figures_of_a_row_and_a_run(measured: tuple[Figures, Figures], train
 
 def test_the_keys_of_json(measured: tuple[Figures, Figures]):
     assert list(json.loads(json.dumps(asdict(measured[1])))) == [
-        "name", "runtime", "device", "precision", "size", "batch", "most", "parameters", "weights",
-        "macs_stem", "macs_step", "first_ms", "first_spread_ms", "step_ms", "step_spread_ms", "training_ms",
+        "name", "runtime", "device", "precision", "size", "most", "parameters", "weights",
+        "macs_stem", "macs_step", "batch", "first_ms", "first_spread_ms", "step_ms", "step_spread_ms", "training_ms",
         "training_spread_ms", "answer_memory",
         "training_memory", "miou",
     ]  # fmt: skip

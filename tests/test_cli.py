@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 from rich.console import Console
-from small import reconfigured
+from small import content, only_line, reconfigured
 
 import trailseg.experiment
 from trailseg.cli import COMMANDS, run
@@ -41,19 +41,6 @@ def trained(tas: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "v6"
     assert run(["train", "data=tas500", f"root={tas}", *TINY, "epochs=2", f"out={out}"]) == 0
     return out
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def only_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on standard error."""
-    error = capsys.readouterr().err
-    assert error.endswith("\n")
-    assert error.count("\n") == 1, error
-    return error
 
 
 # What works
@@ -328,6 +315,8 @@ BAD = [
     ("train netwrok=single out={new}", 2, "option netwrok is not known: did you mean 'network'?"),
     ("train epochs=ten out={new}", 2, "epochs=ten: take a whole number"),
     ("train size=0,0 out={new}", 2, "size=0,0: take height,width in pixels"),
+    ("train {tiny} pictures=4 val_on=vall out={new}", 2, "split=vall is not known: did you mean 'val'?"),
+    ("train stem_from={run},{run} out={new}", 2, "stem_from: take the stem of one run"),
     ("train augment=drvie out={new}", 2, "augment=drvie is not known: did you mean 'drive'?"),
     ("train precision=16 out={new}", 2, "precision=16 is not known: did you mean 'bf16'?"),
     ("train device=gpu out={new}", 2, "device=gpu is not known: did you mean 'cpu'?"),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from small import train
+from small import only_line, train
 
 from trailseg import Predictor, onnx_graph
 from trailseg import export as exporting
@@ -161,7 +161,7 @@ def test_each_picture_of_a_batch_stops_by_itself_as_in_pytorch(kind: str, tmp_pa
     with torch.no_grad():
         logits = theirs.network(torch.tensor(given).permute(0, 3, 1, 2) / 255, 8)
     classes = logits.argmax(2).movedim(1, 0).numpy()
-    assert classes.shape == (8, 5, 17, 26)  # at the stem's scale
+    assert classes.shape == (8, 5, 17, 26)  # at the logits' scale
     shares = changes(classes).astype(np.float64)
     middles = [(a + b) / 2 for a, b in pairwise(np.unique(shares)) if b - a > 1e-4]
 
@@ -337,6 +337,24 @@ def test_no_file_answers_from_logits_that_are_not_finite(
         ask(model, images(SIZES[1]))
 
 
+@pytest.mark.parametrize("kind", ["recalling loop", "parts"])
+def test_what_would_not_fit_in_memory_is_refused(
+    kind: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    model, given = models(*exported(tmp_path_factory, **KINDS[kind]))[1], images(SIZES[1])
+    logits = len(given) * np.prod(SIZES[1]) * len(model.facts.classes)
+    monkeypatch.setattr("trailseg.onnx_model.MOST_LOGITS", logits)
+    ask(model, given, steps=3, trail=False)
+    if kind == "parts":  # which make the logits of one step at a time
+        ask(model, given, steps=3)
+    else:
+        with pytest.raises(OptionError, match="classes after each of 3 steps take too much memory in onnxruntime"):
+            ask(model, given, steps=3)
+    monkeypatch.setattr("trailseg.onnx_model.MOST_LOGITS", logits - 1)
+    with pytest.raises(OptionError, match="classes take too much memory in onnxruntime"):
+        ask(model, given, steps=3, trail=False)
+
+
 def test_every_step_counts_and_a_picture_whose_logits_are_not_finite_has_no_class(
     stack: tuple[Path, Path], tmp_path: Path
 ):
@@ -413,13 +431,6 @@ def test_predict_writes_the_same_pictures_from_a_file_as_from_the_run(
 
 
 # What is wrong with a file
-
-
-def only_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on standard error."""
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1, error
-    return error
 
 
 def foreign() -> bytes:

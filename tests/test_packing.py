@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from small import reconfigured, train
+from small import content, reconfigured, train
 from test_runtime import OTHERS, without
 
 from trailseg import Predictor, app, predictor
@@ -68,10 +69,6 @@ def photo() -> np.ndarray:
     return scene(seed=9, index=0, size=Size(40, 66))[0]
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 # What is packed
 
 
@@ -101,11 +98,11 @@ def test_a_packed_run_is_slim_and_answers_as_the_run_with_its_averaged_weights(r
             ", from the mean of the weights of `first`, `second` on |",
         ),
         ("teacher", "/home/me/runs/first,/home/me/second", ["first", "second"], ", taught by `first`, `second` |"),
-        ("stem_from", "/home/me/runs/first", "first", " |"),
+        ("stem_from", "/home/me/runs/first", ["first"], " |"),
     ],
 )
 def test_no_path_of_the_machine_is_packed(
-    option: str, places: str, names: str | list[str], told: str, runs: Path, tmp_path: Path
+    option: str, places: str, names: list[str], told: str, runs: Path, tmp_path: Path
 ):
     source = shutil.copytree(runs / "one", tmp_path / "source")
     given = {f"{option}: null": f"{option}: {places}", "root: null": "root: /home/me/data", ": centre": ": area"}
@@ -249,6 +246,11 @@ def test_the_card_says_what_those_before_a_run_were_trained_on(runs: Path, tmp_p
         assert run(["pack", str(tmp_path / name), f"out={tmp_path / 'packed' / name}"]) == 0
         text = (tmp_path / "packed" / name / "card.md").read_text()
         assert ("**These pictures were trained on" in text) == (name != "sister"), name
+    train(tmp_path / "late", "iterative-v4", start_from=str(runs / "all"))
+    words = [f"out={tmp_path / 'packed' / 'late'}", f"measured_by={tmp_path / 'sister'}"]
+    assert run(["pack", str(tmp_path / "late"), *words]) == 0
+    text = (tmp_path / "packed" / "late" / "card.md").read_text()
+    assert "not trained on. These weights were trained on `train+val`, those pictures among them." in text
 
 
 def test_the_card_names_terms_and_limits_of_the_data(weights: Path, tmp_path: Path):
@@ -259,7 +261,7 @@ def test_the_card_names_terms_and_limits_of_the_data(weights: Path, tmp_path: Pa
         assert text.startswith(f"# iterative-v4, trained on {name}\n")
         assert f"| {licence} (that of the data) |" in text
         assert "**No safety component**" in text
-        assert ("Cambridge" in text) == ("later piece of a drive" in text) == (data == "camvid")
+        assert ("Cambridge" in text) == ("seven seconds of one drive" in text) == (data == "camvid")
 
 
 def test_the_cards_command_gives_the_options_of_the_run(runs: Path):
@@ -269,6 +271,18 @@ def test_the_cards_command_gives_the_options_of_the_run(runs: Path):
     options = from_mapping(TrainOptions, read_words(TrainOptions, words[2:]))
     assert trained.differences(options) == ["crop None, not Size(height=16, width=24)"]
     assert "root=FOLDER" in command(trained.config["options"] | {"data": "camvid"})
+    spaced = {"start_from": ["runs/" + "as long " * 20, "b"]}
+    words = shlex.split(command(trained.config["options"] | spaced).replace("\\\n", " "))
+    assert from_mapping(TrainOptions, read_words(TrainOptions, words[2:])).start_from == spaced["start_from"]
+
+
+def test_the_card_of_classes_that_mean_something_in_markdown(weights: Path, tmp_path: Path):
+    folder = shutil.copytree(weights / MODEL, tmp_path / "packed")
+    reconfigured(folder, lambda text: text.replace("- terrain", "- grass|weed"))
+    measured = (folder / "measures.json").read_text()
+    (folder / "measures.json").write_text(measured.replace('"terrain"', '"grass|weed"'))
+    (line,) = (line for line in card(folder).splitlines() if "grass" in line and line.startswith("|"))
+    assert line.startswith(r"| grass\|weed | ")
 
 
 def test_splits_share_what_their_pictures_share(tmp_path: Path):
@@ -395,7 +409,7 @@ def test_with_what_a_run_needs_the_run_answers(shipped: Path):
 
 def test_with_neither_a_line_says_what_to_install(shipped: Path):
     done = without([*OTHERS, "onnxruntime"], PROGRAM, shipped.parent, "predict", "photo.jpg")
-    line = "trailseg predict: an exported file needs onnxruntime: pip install 'trailseg[runtime]'\n"
+    line = "trailseg predict: an exported file needs onnxruntime: pip install '.[runtime]' in its repository\n"
     assert (done.returncode, done.stderr.strip("\n") + "\n") == (2, line)
     assert not Path("answers").exists()
 

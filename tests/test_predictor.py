@@ -1,5 +1,7 @@
 """The Python interface and `trailseg predict`: every kind of picture, every number of steps, folders and videos."""
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -12,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image
-from small import train
+from small import only_line, train
 from test_ahead import until
 
 import trailseg
@@ -64,13 +66,6 @@ def splitting(folder: Path, given: list[np.ndarray]) -> tuple[float, list[int]]:
     best = max(middles, key=lambda tolerance: len(set(steps(tolerance))))
     assert len(set(steps(best))) > 1, "pictures that need different numbers of steps"
     return best, steps(best)
-
-
-def only_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on standard error."""
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1, error
-    return error
 
 
 def same(one: predictor.Answer, other: predictor.Answer) -> bool:
@@ -132,6 +127,21 @@ def test_pictures_of_any_size_are_answered_at_their_own(height: int, width: int,
     assert answer.ids.max() < len(v4.facts.classes)
     assert (1 / len(v4.facts.classes) <= answer.probability).all()
     assert (answer.probability <= 1).all()
+
+
+def test_a_picture_that_is_given_stays_as_it_is(v4: Predictor):
+    palette = Image.fromarray(image()).quantize(8)
+    palette.info["transparency"] = 3
+    v4(palette)
+    assert palette.info["transparency"] == 3
+
+
+def test_opening_a_network_leaves_the_random_numbers_alone(runs: dict[str, Path]):
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    Predictor(runs["iterative-v4"], device="cpu")
+    assert torch.rand(1) == expected
 
 
 def test_another_size_to_compute_at_is_another_answer(runs: dict[str, Path], v4: Predictor):
@@ -576,6 +586,39 @@ def test_a_bounded_number_of_pictures_is_answered_while_those_before_are_written
         assert one.path.exists()
         assert len(answered.calls) <= place + ahead
     assert whole_pairs(tmp_path / "out") == [f"{place:02}" for place in range(12)]
+
+
+def test_a_file_that_is_named_twice_is_answered_twice(folder: Path, v4: Predictor):
+    one, other = folder / "00.png", folder / "01.png"
+    told = list(v4.files([one, one, other, one], batch=3))
+    assert [path for path, _ in told] == [one, one, other, one]
+    assert all(isinstance(answer, predictor.Answer) for _, answer in told)
+
+
+def test_another_folders_pictures_of_the_same_names_are_not_taken_for_answered(
+    folder: Path, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other, out = tmp_path / "other", tmp_path / "out"
+    shutil.copytree(folder, other)
+    assert predict(runs["iterative-v4"], folder, f"out={out}") == 0
+    capsys.readouterr()
+    assert predict(runs["iterative-v4"], other, f"out={out}") == 1
+    asked = f"pictures {os.path.realpath(folder)}, not {os.path.realpath(other)}"
+    assert only_line(capsys).startswith(f"trailseg predict: {out}: holds answers to another question ({asked})")
+
+
+def test_a_picture_that_takes_the_place_of_an_answered_one_is_answered_anew_however_old_it_is(
+    folder: Path, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    older, out = tmp_path / "older.png", tmp_path / "out"
+    Image.fromarray(image(99, 20, 30)).save(older)
+    assert predict(runs["iterative-v4"], folder, f"out={out}") == 0
+    before = (out / "05.png").read_bytes()
+    older.replace(folder / "05.png")
+    capsys.readouterr()
+    assert predict(runs["iterative-v4"], folder, f"out={out}") == 0
+    assert capsys.readouterr().out.splitlines()[0] == str(out / "05.png")
+    assert (out / "05.png").read_bytes() != before
 
 
 def test_what_is_written_is_told_in_order_though_it_is_done_in_another(

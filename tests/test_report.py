@@ -496,6 +496,20 @@ def test_pictures_that_were_trained_on_are_noted(tmp_path):
     assert tables(tmp_path)[0].notes == ("single was trained on 3 of the 4 pictures that it was measured on.",)
 
 
+def test_pictures_that_runs_before_were_trained_on_are_noted(tmp_path):
+    for number, before in enumerate([{}, {"camvid": "train+val"}, {"camvid": "train", "tas500": "val"}]):
+        run = make_run(tmp_path / str(number), f"single-{number}", entry(1, None) + entry(3, [FIRST]))
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["data"] |= {"name": "camvid", "before": before}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (table,) = tables(tmp_path)
+    (note,) = table.notes
+    assert note == (
+        "single-1 was measured on pictures that runs which it began with or learned from had been trained on "
+        "(train+val)."
+    )
+
+
 def test_the_gated_rows_come_after_the_study_in_the_families_of_their_values(tmp_path):
     for name in ("gated-single", "gated-stack", "another", "gated", "single"):
         log = entry(3, [FIRST] if "single" in name else [FIRST, GOOD])

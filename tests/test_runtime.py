@@ -115,26 +115,38 @@ def test_help_and_the_version_need_none_of_them():
         (
             OTHERS,
             "train pictures=1 epochs=1 size=16,16 out={new}",
-            "trailseg train: needs torch: pip install 'trailseg[train]'",
+            "trailseg train: needs torch: pip install '.[train]' in its repository",
         ),
-        (OTHERS, "evaluate {run}", "trailseg evaluate: needs {first}: pip install 'trailseg[train]'"),
-        (OTHERS, "networks", "trailseg networks: needs torch: pip install 'trailseg[train]'"),
-        (OTHERS, "predict {run} {picture} out={new}", "trailseg predict: needs torch: pip install 'trailseg[train]'"),
-        (OTHERS, "export {run} out={new}.onnx", "trailseg export: needs torch: pip install 'trailseg[train]'"),
+        (OTHERS, "evaluate {run}", "trailseg evaluate: needs {first}: pip install '.[train]' in its repository"),
+        (OTHERS, "networks", "trailseg networks: needs torch: pip install '.[train]' in its repository"),
+        (
+            OTHERS,
+            "predict {run} {picture} out={new}",
+            "trailseg predict: needs torch: pip install '.[train]' in its repository",
+        ),
+        (
+            OTHERS,
+            "export {run} out={new}.onnx",
+            "trailseg export: needs torch: pip install '.[train]' in its repository",
+        ),
         (
             ["onnxruntime"],
             "predict {file} {picture} out={new}",
-            "trailseg predict: an exported file needs onnxruntime: pip install 'trailseg[runtime]'",
+            "trailseg predict: an exported file needs onnxruntime: pip install '.[runtime]' in its repository",
         ),
         *(
             (
                 [package],
                 "export {run} out={new}.onnx",
-                "trailseg export: exporting needs onnx and onnxscript: pip install 'trailseg[export]'",
+                "trailseg export: exporting needs onnx and onnxscript: pip install '.[export]' in its repository",
             )
             for package in ("onnx", "onnxscript")
         ),
-        (["av"], "predict {file} {video} out={new}", "trailseg predict: video needs av: pip install 'trailseg[video]'"),
+        (
+            ["av"],
+            "predict {file} {video} out={new}",
+            "trailseg predict: video needs av: pip install '.[video]' in its repository",
+        ),
     ],
     ids=lambda value: value.partition(" ")[0] if isinstance(value, str) else ",".join(value)[:16],
 )
@@ -174,4 +186,7 @@ def test_a_new_environment_with_the_runtime_alone(model: tuple[Path, Path], pict
     answer = subprocess.run([python, "-c", ANSWER, model[1], picture, "0.1"], capture_output=True, check=True)
     assert json.loads(answer.stdout)[0] == Predictor(model[0], device="cpu")(picture, steps="auto", tolerance=0.1).steps
     done = subprocess.run([program, "train", f"out={tmp_path / 'run'}"], capture_output=True, text=True, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (2, "trailseg train: needs torch: pip install 'trailseg[train]'\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "trailseg train: needs torch: pip install '.[train]' in its repository\n",
+    )

@@ -255,7 +255,7 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError:
-        raise OptionError("the page needs Gradio: pip install 'trailseg[app]'") from None
+        raise OptionError("the page needs Gradio: pip install '.[app]' in its repository") from None
     return gradio
 
 

@@ -36,8 +36,8 @@ HANDS_BACK = {"MALLOC_MMAP_THRESHOLD_": "4096"}  # makes glibc give each freed b
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A network, opened and ready to answer."""
+class Asked:
+    """A network, and what it is asked for."""
 
     name: str
     """As it was asked for: a row of the table, a run directory, or an exported file."""
@@ -47,7 +47,7 @@ class Subject:
     size: Size
     """Height and width in pixels of the pictures that it answers."""
     most: int
-    """Steps that it is asked for, or as many as it takes."""
+    """Steps of the longest answer: those that it is asked for, or as many as it takes."""
     parameters: int
     weights: int
     """Bytes of float32 weights, or of the exported file."""
@@ -55,6 +55,12 @@ class Subject:
     """Multiply-accumulates for one picture of `size`."""
     macs_step: int
     """Of a further step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject(Asked):
+    """One that is opened and ready to answer."""
+
     run: Path | None
     """The run directory, where it is one."""
     answer: Callable[[int], object]
@@ -64,22 +70,10 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
-    """What one network costs; milliseconds are for `batch` pictures, MACs for one."""
+class Figures(Asked):
+    """What one costs; milliseconds are for `batch` pictures."""
 
-    name: str
-    runtime: str
-    device: str
-    precision: str
-    size: Size
     batch: int
-    most: int
-    """Steps in the longest answer that was timed."""
-    parameters: int
-    weights: int
-    """Bytes."""
-    macs_stem: int
-    macs_step: int
     first_ms: float
     """Milliseconds to the first answer: the median of the rounds."""
     first_spread_ms: float
@@ -113,7 +107,7 @@ def benchmark(options: BenchmarkOptions) -> list[Figures]:
     trained = time_training(subjects, options.repeats)
     return [
         Figures(
-            **{name: value for name, value in vars(subject).items() if name in Figures.__dataclass_fields__},
+            **{field.name: getattr(subject, field.name) for field in fields(Asked)},
             **durations(seconds, subject.most - 1, training),
             batch=options.batch,
             answer_memory=answer_memory,
@@ -343,18 +337,19 @@ def _miou(folder: Path | None) -> tuple[float, ...] | None:
     """mIoU 0..1 of each step at the last validated epoch of a run; None where none is validated."""
     if folder is None:
         return None
-    from trailseg.report.logs import read_runs
+    from trailseg.runs import Run
 
-    run = read_runs(folder)[0]
-    return tuple(run.miou[-1].tolist()) if run.validations else None
+    vals = [record["val"] for record in Run.open(folder).log() if record["val"]]
+    return tuple(step["miou"] for step in vals[-1]["steps"]) if vals else None
 
 
 def _peaks(word: str, options: BenchmarkOptions) -> list[int | None]:
     """What `memory` returns; to be called in a process of its own."""
 
     def peak(choose: Callable[[Subject], Callable[[], object] | None]) -> int | None:
-        call = choose(open_subject(word, options))
-        if call is None:
+        subject = open_subject(word, options)
+        call = choose(subject)
+        if call is None or (subject.device == "cuda" and subject.runtime != "PyTorch"):  # whose memory nobody counts
             return None
         call()
         subject = open_subject(word, options)

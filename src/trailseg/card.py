@@ -4,13 +4,16 @@ Every figure comes from the files beside it: config.yaml, measures.json, and the
 """
 
 import json
+import shlex
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trailseg.data.readers import share
 from trailseg.errors import FileError
 from trailseg.inference import facts_of
+from trailseg.markdown import escape, table
 from trailseg.model import Facts
 from trailseg.runs import PLACE, Run
 
@@ -25,7 +28,7 @@ ABOUT = {
 }
 """What the pictures of each data set show."""
 
-NEAR = "`val` is a later piece of a drive that is also in `train`: on another drive expect less."
+NEAR = "`val` is seven seconds of one drive, with pictures of `train` a second before and after: elsewhere expect less."
 """Of CamVid's val."""
 
 
@@ -56,7 +59,7 @@ def card(folder: Path) -> str:
         f"# {facts.name}, trained on {facts.data}",
         f"Gives every pixel of a picture one of {len(facts.classes)} classes, and refines its answer step by step: "
         "`trailseg predict PICTURE model=FOLDER` where FOLDER is this one, or `Predictor(FOLDER)` in Python.",
-        table(["", ""], about.items()),
+        table(["", ""], about.items(), left=[""]),
         "## Measures",
         whose(run, measured),
         *figures(facts, measured["val"]["steps"]),
@@ -96,8 +99,9 @@ def whose(run: Run, measured: Mapping[str, Any]) -> str:
     if share(measured["train_on"], split) or share(measured["before"], split):
         return f"{text}. **These pictures were trained on: no measure of how well it does on new ones.**"
     text += " that were not trained on."
-    if share(run.options.train_on, split):
-        text += f" These weights were trained on `{run.options.train_on}`, those pictures among them."
+    seen = "+".join(filter(None, [run.options.train_on, run.config["data"].get("before", {}).get(run.options.data)]))
+    if share(seen, split):
+        text += f" These weights were trained on `{seen}`, those pictures among them."
     return text
 
 
@@ -112,10 +116,10 @@ def figures(facts: Facts, steps: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         for one in steps
     ]
-    classes = [[name, *(percent(one["iou"][name]) for one in steps)] for name in facts.classes]
+    classes = [[escape(name), *(percent(one["iou"][name]) for one in steps)] for name in facts.classes]
     return [
-        table(["step", "multiply-accumulates (G)", "pixel accuracy %", "mIoU %"], rows),
-        table(["class", *(f"IoU % after step {one['step']}" for one in steps)], classes),
+        table(["step", "multiply-accumulates (G)", "pixel accuracy %", "mIoU %"], rows, left=["step"]),
+        table(["class", *(f"IoU % after step {one['step']}" for one in steps)], classes, left=["class"]),
     ]
 
 
@@ -142,8 +146,9 @@ def command(options: Mapping[str, Any]) -> str:
     """The command that trains such a network, from the options in a config.yaml."""
     words = [f"{k}={_word(value)}" for k, value in options.items() if k not in PLACE and value is not None]
     words += ["root=FOLDER"] * (options["data"] != "procedural")
-    lines = textwrap.wrap(" ".join(["trailseg train", *words]), 110, break_long_words=False, break_on_hyphens=False)
-    return " \\\n      ".join(lines)
+    whole = " ".join(["trailseg train", *(shlex.quote(word).replace(" ", "\0") for word in words)])
+    lines = textwrap.wrap(whole, 110, break_long_words=False, break_on_hyphens=False)
+    return " \\\n      ".join(lines).replace("\0", " ")
 
 
 def _word(value: object) -> str:
@@ -153,38 +158,6 @@ def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def share(trained: str, measured: str) -> bool:
-    """Whether two choices of splits, joined by "+", have pictures in common, going by the names in `data.readers`.
-
-    >>> share("train+val", "val"), share("train", "val"), share("without-X", "only-X"), share("only-X", "only-Y")
-    (True, False, False, False)
-    """
-    return any(_overlap(one, other) for one in trained.split("+") for other in measured.split("+"))
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Whether two splits have pictures in common."""
-    if not _wholes(one) & _wholes(other):
-        return False
-    if one.startswith("only-") and other.startswith("only-"):
-        return one == other
-    drive = one.partition("-")[2]
-    return {one, other} != {f"only-{drive}", f"without-{drive}"}
-
-
-def _wholes(split: str) -> set[str]:
-    """The whole splits of which a split holds pictures."""
-    if split.startswith(("only-", "without-")):
-        return {"train"}
-    return {"val", "test"} if split == "val-all" else {split}
-
-
 def percent(value: float | None) -> str:
     """A share of 0..1 in percent."""
     return "–" if value is None else f"{100 * value:.1f}"
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, its first column left and the others right where they have a head."""
-    marks = ["---", *("---:" if head else "---" for head in heads[1:])]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, marks, *rows))

@@ -234,7 +234,7 @@ def benchmark(given: Given) -> int:
     if options.json:
         print(json.dumps([asdict(one) for one in figures], indent=1))
         return 0
-    print(f"{figures[0].device}, batch {options.batch}, precision {options.precision}, {options.repeats} rounds")
+    print(f"{figures[0].device}, batch {options.batch}, precision {figures[0].precision}, {options.repeats} rounds")
     print("ms: median ± half the distance between the quartiles; MB in use: at the peak, beyond the weights\n")
     heads = ["network", "size", "parameters (M)", "weights (MB)", "stem (GMAC)", "a step (GMAC)", "first answer (ms)"]
     heads += ["a further step (ms)", "a training step (ms)", "answer (MB in use)", "training (MB in use)"]
@@ -273,8 +273,8 @@ def study(given: Given) -> int:
         raise OptionError("resume: a study goes on by itself; give the same command again")
     from trailseg.study import run_study
 
-    file = Path(given.pop("file"))
-    out = Path(given.pop("out", None) or f"runs/{file.stem}")
+    file = Path(str(given.pop("file")))
+    out = Path(str(given.pop("out", None) or f"runs/{file.stem}"))
     with leaving(lambda told: _fail("study", f"{told}; give the same command again to go on", 0)):
         failures = run_study(file, out, given, _console())
     for failure in failures:
@@ -311,8 +311,8 @@ COMMANDS: dict[str, tuple[Callable[[Given], int], type]] = {
     "report": (report, config.ReportOptions),
 }
 
-# The extra that installs a package, for those that a command can be without.
-EXTRAS = dict.fromkeys(("torch", "lightning_fabric", "safetensors", "matplotlib", "jinja2", "rich"), "train")
+# The packages of the extra "train", without which a command may find itself.
+TRAIN_EXTRA = ("torch", "lightning_fabric", "safetensors", "matplotlib", "jinja2", "rich")
 
 _LINES = "\n".join(f"  {signature(name, kind):<31}{kind.__doc__}" for name, (_, kind) in COMMANDS.items())
 USAGE = f"""trailseg: segmentation networks that refine their own answer
@@ -339,9 +339,9 @@ def run(words: Sequence[str]) -> int:
         return _fail(name, error, 1)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
+        if package not in TRAIN_EXTRA:
             raise
-        return _fail(name, f"needs {package}: pip install 'trailseg[{EXTRAS[package]}]'", 2)
+        return _fail(name, f"needs {package}: pip install '.[train]' in its repository", 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: let the last flush succeed
         return 141

@@ -1,4 +1,4 @@
-"""Measuring a network on a whole split: a confusion matrix per step, at full size and at the stem's scale.
+"""Measuring a network on a whole split: a confusion matrix per step, at full size and at the logits' scale.
 
 Legend: B batch, S steps, K classes.
 """

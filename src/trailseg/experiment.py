@@ -189,7 +189,8 @@ def _first_weights(options: TrainOptions, labels: LabelSet, memory: Memory, *, b
     if options.start_from is not None and not begun:
         take_weights(network, options, labels, _open(options.start_from))
     if options.stem_from is not None and not begun:
-        take_stem(network, options, Run.open(options.stem_from))
+        (source,) = _open(options.stem_from)
+        take_stem(network, options, source)
     return network
 
 
@@ -249,9 +250,12 @@ def check(options: TrainOptions) -> DataSet | Procedural:
             network.pad(torch.empty(1, 3, *options.crop))
     if options.prefix and network.max_steps is not None:
         raise OptionError(f"prefix={options.prefix}: {options.network} takes no further steps; it needs 1 or 2 cores")
-    return open_data(
+    source = open_data(
         options.data, root=options.root, labels=options.labels, size=options.size, pictures=options.pictures
     )
+    for name in f"{options.train_on}+{options.val_on}".split("+"):
+        require("split", name, source.splits)
+    return source
 
 
 def settle(options: TrainOptions) -> TrainOptions:
@@ -316,9 +320,8 @@ def splits_before(options: TrainOptions) -> dict[str, str]:
     """What else the runs have seen that it begins with or is taught by, and those before them: of each data set the
     splits, joined by "+", but those that it is trained on itself.
     """
-    stem = [Run.open(options.stem_from)] if options.stem_from is not None else []
     found: dict[str, set[str]] = {}
-    for run in _open(options.sources) + stem:
+    for run in _open(options.sources):
         for data, splits in [(run.options.data, run.options.train_on), *run.config["data"].get("before", {}).items()]:
             found.setdefault(data, set()).update(splits.split("+"))
     found.get(options.data, set()).difference_update(options.train_on.split("+"))

@@ -51,7 +51,7 @@ def export(options: ExportOptions) -> Exported:
 
         from trailseg.onnx_graph import parts, repeats, whole
     except ImportError:
-        raise OptionError("exporting needs onnx and onnxscript: pip install 'trailseg[export]'") from None
+        raise OptionError("exporting needs onnx and onnxscript: pip install '.[export]' in its repository") from None
     out = Path(options.out)
     files = [out / "stem.onnx", out / "step.onnx"] if options.parts else [out]
     if not options.parts and out.suffix != ".onnx":
@@ -92,13 +92,16 @@ def export(options: ExportOptions) -> Exported:
         for file in files:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
+        if options.parts:
+            with suppress(OSError):
+                out.rmdir()  # which fails where anything else is in it
         raise
     return Exported(files, checks)
 
 
 def check(model: TorchModel, exported: Model) -> Iterator[Check]:
     """Holds an exported network against PyTorch: pictures at two sizes (one where the weights are bound to it), each
-    after three numbers of steps, or as many as there are.
+    after four numbers of steps, or as many as there are.
     """
     facts, trained = model.facts, model.facts.trained_steps
     height, width = facts.size

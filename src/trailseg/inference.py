@@ -51,11 +51,12 @@ def refine(
         whole = len(open_) == len(images)
         before = state if whole else State(state.hidden[open_], state.logits[open_])
         after = network.step(first + t, context if whole else context.of(open_), before)
-        changed = changed_share(network.crop(before.logits, size), network.crop(after.logits, size))
         state = after if whole else State(*(a.index_copy(0, open_, b) for a, b in zip(state, after, strict=True)))
         trail.append(network.crop(state.logits, size))
         used[open_] += 1
-        open_ = open_[changed >= tolerance]
+        if tolerance:
+            changed = changed_share(network.crop(before.logits, size), network.crop(after.logits, size))
+            open_ = open_[changed >= tolerance]
     return Refined(trail, used, state)
 
 
@@ -132,8 +133,7 @@ class TorchModel:
 def facts_of(run: Run) -> Facts:
     """What a run directory says of its network, without its weights."""
     options, config = run.options, run.config
-    with torch.device("meta"):
-        network = run.build()
+    network = run.build()
     return Facts(
         name=config["name"],
         network=options.network,

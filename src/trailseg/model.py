@@ -88,7 +88,7 @@ class Model(Protocol):
         """Answers images (B, h, w, 3) uint8 RGB at the size `to` (H, W), after `steps` steps or fewer.
 
         A picture is done once a step, from the second on, changed the class of fewer than `tolerance` (0..1) of its
-        pixels, counted at the stem's scale; with 0 it takes all steps. `state` is what another answer left.
+        pixels, counted at the logits' scale; with 0 it takes all steps. `state` is what another answer left.
         OptionError where the steps or the state do not suit the network, FileError where the logits of a step are not
         finite.
         """

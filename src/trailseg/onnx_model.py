@@ -56,9 +56,7 @@ class OnnxModel:
         self, images: np.ndarray, *, to: Size, steps: int, tolerance: float, trail: bool, state: Any = None
     ) -> Answers:
         """See `model.Model`."""
-        if len(images) * to.height * to.width * len(self.facts.classes) > MOST_LOGITS:
-            problem = f"{to.height} x {to.width} pixels in {len(self.facts.classes)} classes"
-            raise OptionError(f"picture: {problem} take too much memory in onnxruntime; scale it down, or take the run")
+        _check_memory(len(images), to, self.facts, steps if trail else 1)
         given = {
             "image": images,
             "steps": np.array(steps),
@@ -90,6 +88,7 @@ class OnnxParts:
         self, images: np.ndarray, *, to: Size, steps: int, tolerance: float, trail: bool, state: Any = None
     ) -> Answers:
         """See `model.Model`."""
+        _check_memory(len(images), to, self.facts, 1)
         asked = {"size": np.array(to), "with_probability": np.array(True)}
         names = ["ids", "probability", "hidden", "logits", "own"]
         seen = [name for name in ("context", "guide") if name in self._step.inputs]
@@ -119,6 +118,15 @@ class OnnxParts:
             undone &= changed >= tolerance
         left = (hidden, logits) if self.facts.recalls else None
         return Answers(ids, probability, used, np.stack(every) if trail else None, left)
+
+
+def _check_memory(images: int, to: Size, facts: Facts, steps: int) -> None:
+    """OptionError where the logits of so many steps, at the answer's size at once, are more than MOST_LOGITS."""
+    if images * to.height * to.width * len(facts.classes) * steps > MOST_LOGITS:
+        problem = f"{to.height} x {to.width} pixels in {len(facts.classes)} classes"
+        problem += f" after each of {steps} steps" if steps > 1 else ""
+        remedy = "scale it down, leave out the trail, or take the run"
+        raise OptionError(f"picture: {problem} take too much memory in onnxruntime; {remedy}")
 
 
 class _File:
@@ -179,5 +187,5 @@ def _import_runtime() -> ModuleType:
     try:
         import onnxruntime
     except ImportError:
-        raise OptionError("an exported file needs onnxruntime: pip install 'trailseg[runtime]'") from None
+        raise OptionError("an exported file needs onnxruntime: pip install '.[runtime]' in its repository") from None
     return onnxruntime

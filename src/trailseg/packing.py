@@ -15,7 +15,7 @@ from trailseg.config import OF_RUNS, ExportOptions, PackOptions
 from trailseg.errors import FileError
 from trailseg.export import export
 from trailseg.predictor import find_model
-from trailseg.runs import Run
+from trailseg.runs import Run, sources
 from trailseg.writing import write_whole
 
 
@@ -113,10 +113,4 @@ def _optimiser_steps(run: Run) -> int:
 
 def placeless(run: Run) -> dict[str, Any]:
     """A run's configuration without the paths of the machine that it was trained on."""
-    placed: dict[str, Any] = {"root": None}
-    for option in OF_RUNS:
-        if sources := getattr(run.options, option):
-            placed[option] = [Path(source).name for source in sources]
-    if run.options.stem_from is not None:
-        placed["stem_from"] = Path(run.options.stem_from).name
-    return run.config | {"options": run.config["options"] | placed}
+    return run.config | {"options": run.config["options"] | {"root": None} | sources(run.options)}

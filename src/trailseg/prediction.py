@@ -42,9 +42,9 @@ def predict(options: PredictOptions, out: Path) -> Iterator[Told]:
 
     Yields each NAME.png, or for a picture that cannot be read, or written under its name, what is wrong with it; of a
     video that breaks off, what was answered is kept. Where `out` holds answers to the same question, it goes on: a
-    picture that is not newer than its NAME.png is left out, and counted in the last that is yielded. FileError, before
-    anything is written, where `out` holds answers to another question, a file of another origin would be overwritten or
-    two pictures share a name; later where there is no room.
+    picture that is not newer than its NAME.png, in content or name, is left out, and counted in the last that is
+    yielded. FileError, before anything is written, where `out` holds answers to another question or of another folder's
+    pictures, a file of another origin would be overwritten or two pictures share a name; later where there is no room.
     """
     source = Path(options.pictures)
     video = source.suffix.lower() in VIDEO_SUFFIXES and source.is_file()
@@ -66,6 +66,7 @@ def predict(options: PredictOptions, out: Path) -> Iterator[Told]:
         yield from _predict_video(predictor, source, out, {**asked, "warm_start": options.warm_start})
         return
     question = {
+        "pictures": os.path.realpath(source if source.is_dir() else source.parent),
         "network": predictor.facts.name,
         "weights": predictor.fingerprint,
         "size": list(predictor.size),
@@ -133,10 +134,10 @@ def _check_question(out: Path, question: dict[str, Any]) -> None:
 
 
 def _answered(picture: Path, target: Path) -> bool:
-    """Whether a picture's answer is there and not older than it."""
+    """Whether a picture's answer is there and not older than the picture, or than its name."""
     try:
-        answer = target.lstat()
-        return S_ISREG(answer.st_mode) and picture.stat().st_mtime_ns <= answer.st_mtime_ns
+        answer, asked = target.lstat(), picture.stat()
+        return S_ISREG(answer.st_mode) and max(asked.st_mtime_ns, asked.st_ctime_ns) <= answer.st_mtime_ns
     except OSError:
         return False
 

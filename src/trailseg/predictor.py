@@ -56,7 +56,7 @@ class Answer:
     colours: tuple[tuple[int, int, int], ...] = field(repr=False)
     """K display colours, 0-255."""
     state: Any = field(repr=False)
-    """What the next frame of a video can start from."""
+    """What the next frame of a video can start from; that of a whole batch, where it was answered in one."""
 
     def overlay(self, step: int | None = None) -> np.ndarray:
         """The picture (H, W, 3) uint8 half covered by the colours of its classes, after a step from 1 or the last."""
@@ -156,11 +156,10 @@ class Predictor:
         """The same of these files, in their order."""
         images = ahead(_read, files, depth=max(batch, THREADS), workers=THREADS)
         for first in range(0, len(files), batch):
-            read = dict(zip(files[first : first + batch], images, strict=False))  # takes one image for each file
-            whole = {file: image for file, image in read.items() if isinstance(image, np.ndarray)}
-            answers = dict(zip(whole, self.batch(list(whole.values()), **options), strict=True))
-            for file, image in read.items():
-                yield file, image if isinstance(image, FileError) else answers[file]
+            read = list(zip(files[first : first + batch], images, strict=False))  # takes one image for each file
+            answers = iter(self.batch([image for _, image in read if isinstance(image, np.ndarray)], **options))
+            for file, image in read:
+                yield file, image if isinstance(image, FileError) else next(answers)
 
     def video(
         self, frames: str | Path | Iterable[np.ndarray], *, warm_start: bool = False, **options: Any

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trailseg import checkpoints
 from trailseg.checkpoints import REMEDY, load_weights, strip
-from trailseg.config import NetworkOptions, TrainOptions
+from trailseg.config import OF_RUNS, NetworkOptions, TrainOptions
 from trailseg.data.readers import TERMS
 from trailseg.errors import FileError, OptionError
 from trailseg.labels import IGNORE
@@ -93,7 +93,7 @@ class Run:
 
     def differences(self, options: TrainOptions) -> list[str]:
         """What those options would compute differently, such as 'lr 0.001, not 0.01'."""
-        mine, theirs = asdict(self.options), asdict(options)
+        mine, theirs = (asdict(one) | sources(one) for one in (self.options, options))
         return [f"{k} {mine[k]}, not {theirs[k]}" for k in mine if k not in PLACE and mine[k] != theirs[k]]
 
     def log(self) -> list[dict[str, Any]]:
@@ -197,9 +197,10 @@ class Run:
         return at
 
     def build(self) -> Recurrence:
-        """The network with its first weights."""
+        """The network without weights, on the meta device: what a configuration asks for takes no memory yet."""
         try:
-            return build_network(self.options, classes=len(self.config["data"]["classes"]))
+            with torch.device("meta"):
+                return build(**network_options(self.options), classes=len(self.config["data"]["classes"]))
         except OptionError as error:
             raise FileError(self.folder / "config.yaml", str(error), REMEDY) from None
 
@@ -210,8 +211,7 @@ class Run:
 
     def network(self, which: str = "last") -> Recurrence:
         """The trained network with `weights`, in evaluation mode."""
-        with torch.device("meta"):  # what a configuration asks for takes no memory until a checkpoint bears it out
-            network = self.build()
+        network = self.build()
         load_weights(network, self.weights(which), self.checkpoint(which))
         return network.eval()
 
@@ -291,6 +291,11 @@ def build_network(options: TrainOptions, *, classes: int) -> Recurrence:
 def network_options(options: Any) -> dict[str, Any]:
     """The options that `networks.build` takes, without the number of classes."""
     return {field.name: getattr(options, field.name) for field in fields(NetworkOptions)}
+
+
+def sources(options: TrainOptions) -> dict[str, list[str]]:
+    """The options that name other runs, without the folders that these lie in."""
+    return {option: [Path(run).name for run in runs] for option in OF_RUNS if (runs := getattr(options, option))}
 
 
 def changed(stored: Any, given: Any, name: str = "") -> list[str]:

@@ -69,6 +69,8 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
         given = {k: v for k, v in row.items() if k not in ("name", "extends")}
         for split, seed in product(splits, [None] if "seed" in {**row, **overrides} else seeds):
             values = {**defaults, **given, **split, **({} if seed is None else {"seed": seed}), **overrides}
+            if {"out", "resume"} & set(values):
+                raise OptionError(f"{file}: {name}: a study names the folders of its runs; leave out and resume away")
             options = settle(from_mapping(TrainOptions, values, f"{file}: {name}"))
             folder = out / "-".join([name, *([options.val_on] if split else []), f"seed{options.seed}"])
             if folder in planned:

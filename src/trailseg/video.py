@@ -171,5 +171,5 @@ def _import_av() -> ModuleType:
     try:
         import av
     except ImportError:
-        raise OptionError("video needs av: pip install 'trailseg[video]'") from None
+        raise OptionError("video needs av: pip install '.[video]' in its repository") from None
     return av

@@ -130,8 +130,10 @@ def test_going_on_leaves_out_what_is_answered_and_says_how_much(
     shutil.copytree(undisturbed[0], tmp_path / "in")
     out = tmp_path / "out"
     out.mkdir()
+    asked = json.loads(undisturbed[1][QUESTION])
+    (out / QUESTION).write_text(json.dumps(asked | {"pictures": os.path.realpath(tmp_path / "in")}))
     for name, pixels in undisturbed[1].items():
-        if name == QUESTION or name < "00030" or name.endswith("_overlay.png"):  # an overlay alone is no answer
+        if name < "00030" or name.endswith("_overlay.png"):  # an overlay alone is no answer
             (out / name).write_bytes(pixels)
     (out / ".00031.png.1.part").write_bytes(b"half")
     os.utime(tmp_path / "in" / "00003.png", (time.time() + 5, time.time() + 5))  # a newer picture
@@ -140,7 +142,7 @@ def test_going_on_leaves_out_what_is_answered_and_says_how_much(
     assert (ended.code, ended.err) == (0, "")
     named = [out / "00003.png", *(out / f"{number:05}.png" for number in range(30, 40))]
     assert ended.out.splitlines() == [*map(str, named), "29 answered already, and left as they were"]
-    assert content(out) == undisturbed[1]
+    assert content(out) | {QUESTION: b""} == undisturbed[1] | {QUESTION: b""}
     assert {name: (out / name).stat().st_ino for name in kept} == kept
     tally("predictions gone on with that leave out what is answered", 1, 1)
 
@@ -297,6 +299,7 @@ def test_pictures_are_never_taken_for_answers_nor_answers_for_pictures(
     (line,) = predict(tmp_path, network, pictures=out).lines
     assert "holds the pictures, for which its answers would be taken next time" in line
     good += content(out) == before
+    (out / QUESTION).unlink()
     assert predict(tmp_path, network, pictures=out / "00001.jpg").code == 0  # one picture may lie beside its answer
     assert whole(out) == {"00001.png", "00001_overlay.png"}
     tally("pictures among the answers that were left alone", good, 5)

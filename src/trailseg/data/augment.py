@@ -80,7 +80,7 @@ def draw_partners(
     """
     partners, drawn, boxes, seen = [], [], [], []
     for place in places:
-        random = np.random.default_rng([seed, epoch, place, 2])  # 2 tells it from `draw` and from the steps' draw
+        random = np.random.default_rng([seed, epoch, place, 2])  # 2 tells it from `draw`
         partners.append(int(random.integers(count)) if random.random() < augmentation.mix else -1)
         side = np.sqrt(random.random())
         top, left = random.uniform(0, 1 - side, 2)

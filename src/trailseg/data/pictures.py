@@ -66,7 +66,9 @@ def as_rgb(image: Image.Image) -> np.ndarray:
         image = image.transpose(_UPRIGHT[turn])
     if image.mode.startswith("I;16"):  # Pillow would clip what it should scale
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    image.info.pop("transparency", None)  # of which Pillow would only warn
+    if "transparency" in image.info:  # of which Pillow would only warn
+        image = image.copy()
+        del image.info["transparency"]
     return np.array(image.convert("RGB"))
 
 

@@ -57,6 +57,32 @@ def select(source: "DataSet | Procedural", splits: str, *, skip_bad: bool = Fals
     return [picture for name in splits.split("+") for picture in source.split(name, skip_bad=skip_bad)]
 
 
+def share(trained: str, measured: str) -> bool:
+    """Whether two choices of splits, joined by "+", have pictures in common, going by their names.
+
+    >>> share("train+val", "val"), share("train", "val"), share("without-X", "only-X"), share("only-X", "only-Y")
+    (True, False, False, False)
+    """
+    return any(_overlap(one, other) for one in trained.split("+") for other in measured.split("+"))
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two splits have pictures in common."""
+    if not _wholes(one) & _wholes(other):
+        return False
+    if one.startswith("only-") and other.startswith("only-"):
+        return one == other
+    drive = one.partition("-")[2]
+    return {one, other} != {f"only-{drive}", f"without-{drive}"}
+
+
+def _wholes(split: str) -> set[str]:
+    """The whole splits of which a split holds pictures."""
+    if split.startswith(("only-", "without-")):
+        return {"train"}
+    return {"val", "test"} if split == "val-all" else {split}
+
+
 def tas500(root: Path, labels: LabelSet) -> DataSet:
     """`{train,val}/`, ids in `{train,val}_labels_ids/` and colours in `{train,val}_labels/`, or one of the two.
 
@@ -132,10 +158,11 @@ class Procedural:
     labels: LabelSet
     size: tuple[int, int]
     pictures: int
+    splits = scenes.OFFSETS
 
     def split(self, name: str, *, skip_bad: bool = False) -> Sequence[Picture]:
         """The scenes of train, val or test; a quarter as many of the latter."""
-        first = scenes.OFFSETS[require("split", name, scenes.OFFSETS)]
+        first = self.splits[require("split", name, self.splits)]
         count = self.pictures if name == "train" else max(1, self.pictures // 4)
         return [Scene(first + i, self.size, self.labels) for i in range(count)]
 

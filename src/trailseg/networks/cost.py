@@ -19,7 +19,8 @@ class Cost:
     parameters: int
     macs_stem: int
     macs_step: int
-    """Of a further step: core, head, feedback and fuse; the first step has no feedback."""
+    """Of a further step: core, gate, head, feedback, fuse, and sharpening where it is guided; the first step has no
+    feedback and no fuse."""
 
 
 def cost(*, size: Size, **options: Any) -> Cost:

@@ -2,20 +2,21 @@
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from trailseg import markdown
+from trailseg.markdown import escape
 from trailseg.report.claims import claims
 from trailseg.report.logs import Run
 from trailseg.report.published import Published
 from trailseg.report.table import NONE, Row, Stat, Table
 
 READING = (
-    "Measured after the last validated epoch, never the best one, at full picture resolution unless a column says stem "
-    "scale. Several seeds: mean ± sample standard deviation. Growth: mIoU of the last step less that of the first."
+    "Measured after the last validated epoch, never the best one, at full picture resolution unless a column says logit"
+    " scale. Several seeds: mean ± sample standard deviation. Growth: mIoU of the last step less that of the first."
 )
 PUBLISHED = "As others report them. Nothing of this was measured here: before comparing, see what it was measured on."
 ACROSS = "mIoU % of the last step, on each split"
@@ -43,7 +44,7 @@ def _cells(row: Row, table: Table, trained: bool, measured: bool) -> dict[str, s
         "pixel accuracy %": row.accuracy.percent(),
         **{f"mIoU % step {step}": text for step, text in enumerate(miou, start=1)},
         "growth (points)": row.growth.percent("+") if row.growth else NONE,
-        "mIoU % at stem scale": row.stem_miou.percent() if row.stem_miou else NONE,
+        "mIoU % at logit scale": row.stem_miou.percent() if row.stem_miou else NONE,
     }
 
 
@@ -95,26 +96,24 @@ def published_cells(published: Sequence[Published]) -> list[dict[str, str]]:
 
 def to_markdown(tables: Sequence[Table], unfinished: Sequence[Run], title: str) -> str:
     """The tables as one Markdown document."""
-    parts = [f"# {_escape(title)}", READING]
+    parts = [f"# {escape(title)}", READING]
     if len(tables) > 1:
         parts.append(f"**{several(tables)}**")
     if lines := across(tables):
         parts += [f"## {ACROSS}", _grid(lines)]
     for table, rows in zip(tables, cells(tables), strict=True):
-        parts += [f"## {_escape(table.heading)}", _escape(summary(table)), _grid(rows)]
-        parts.append("\n".join(f"- {_escape(note)}" for note in table.notes))
+        parts += [f"## {escape(table.heading)}", escape(summary(table)), _grid(rows)]
+        parts.append("\n".join(f"- {escape(note)}" for note in table.notes))
         parts.append("\n".join(f"- {claim}" for claim in claims(table.rows)))
         if table.published:
             parts += ["### Published figures", PUBLISHED, _grid(published_cells(table.published))]
-    parts.append("\n".join(f"- {_escape(unfinished_note(run))}" for run in unfinished))
+    parts.append("\n".join(f"- {escape(unfinished_note(run))}" for run in unfinished))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _grid(rows: Sequence[Mapping[str, str]]) -> str:
     """A table of Markdown."""
-    rules = ["---" if title in WORDS else "---:" for title in rows[0]]
-    lines = [list(rows[0]), rules, *(list(row.values()) for row in rows)]
-    return "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
+    return markdown.table(list(rows[0]), [list(map(escape, row.values())) for row in rows], left=WORDS)
 
 
 def summary(table: Table) -> str:
@@ -167,11 +166,6 @@ def unfinished_note(run: Run) -> str:
     return (
         f"Unfinished: {run.name}, seed {run.seed}: {run.epochs_done} of {run.epochs_planned} epochs, not yet validated."
     )
-
-
-def _escape(text: str) -> str:
-    """`text` as plain words of one Markdown cell."""
-    return re.sub(r"([\\`*_\[\]<>|&#])", r"\\\1", " ".join(text.split()))
 
 
 def to_csv(tables: Sequence[Table]) -> str:

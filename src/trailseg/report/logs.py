@@ -47,6 +47,8 @@ class Data:
     """Training pictures."""
     seen: int
     """Validation pictures that are among them."""
+    before: str
+    """Further splits that those runs were trained on which it began with or was taught by, joined by "+"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +62,7 @@ class Validation:
     confusion: np.ndarray
     """(S, K, K) int64, full resolution, rows truth, columns prediction."""
     stem_miou: tuple[float, ...]
-    """mIoU 0..1 of each step at the stem's resolution; NaN without a scored pixel."""
+    """mIoU 0..1 of each step at the logits' resolution; NaN without a scored pixel."""
 
     @property
     def truth(self) -> tuple[int, ...]:
@@ -152,6 +154,7 @@ def _read(folder: Path) -> Run:
                 colours=tuple((int(r), int(g), int(b)) for r, g, b in data["colours"]),
                 train=int(data["train"]),
                 seen=int(data.get("val_seen_in_training", 0)),
+                before=data.get("before", {}).get(data["name"], ""),
             ),
             versions={str(name): str(version) for name, version in config["versions"].items()},
             losses=(),

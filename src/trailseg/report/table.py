@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trailseg.data.readers import share
 from trailseg.metrics import measures, trivial_confusion
 from trailseg.networks.table import BASELINE, GATED, NAMED
 from trailseg.report.logs import Data, Network, Run, Validation
@@ -55,7 +56,7 @@ class Row:
     growth: Stat | None
     """mIoU of the last step less that of the first, run by run; None with one step."""
     stem_miou: Stat | None
-    """mIoU of the last step at the stem's resolution."""
+    """mIoU of the last step at the logits' resolution."""
     iou: tuple[float, ...]
     """IoU of the K classes at the last step, mean over the seeds; NaN for an absent class."""
 
@@ -191,6 +192,11 @@ def _notes(row: Row) -> Iterable[str]:
             )
     if seen := row.runs[0].data.seen:
         yield f"{row.name} was trained on {seen} of the {row.runs[0].last.images} pictures that it was measured on."
+    if share(row.runs[0].data.before, row.runs[0].last.split):
+        yield (
+            f"{row.name} was measured on pictures that runs which it began with or learned from had been trained on "
+            f"({row.runs[0].data.before})."
+        )
     differing = [name for name in settings(row.runs)[1] if name != "seed"]
     if differing:
         yield f"{row.name}: its runs differ in more than the seed ({', '.join(differing)}), so it is not one network."
