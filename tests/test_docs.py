@@ -144,10 +144,12 @@ def test_the_readme_says_what_is_in_the_package():
 def test_the_docs_say_what_a_mean_of_runs_brings_on_drives_that_were_never_seen():
     found = {}
     for path in sorted((ROOT / "results" / "camvid-soups").glob("*/log.jsonl")):
-        name, drive = path.parent.name.rpartition("-seed")[0].split("-")
+        name, _, drive = path.parent.name.rpartition("-seed")[0].rpartition("-")
         miou = json.loads(path.read_text().splitlines()[-1])["val"]["steps"][-1]["miou"]
         found.setdefault(name, {})[drive] = round(100 * miou, 1)
-    lines = [{"mIoU %": name} | found[name] for name in ("base", "mild", "robust", "whole", "soup")]
+    names = ["base", "mild", "robust", "whole", "soup"]
+    names += ["anew", "anew-classmix", "anew-robust", "anew-whole", "anew-soup"]
+    lines = [{"mIoU %": name} | found[name] for name in names]
     check_block(ROOT / "docs" / "camvid.md", "soups", markdown(lines))
 
 
@@ -174,6 +176,12 @@ def test_the_committed_runs_are_those_of_the_committed_study(results):
     for run in ran:
         options, wanted = (asdict(given) for given in (Run.open(ROOT / run.folder).options, run.options))
         assert [name for name in wanted if name not in ("root", "device") and options[name] != wanted[name]] == []
+
+
+def test_what_the_package_ships_was_trained_as_its_study_says():
+    planned = plan(ROOT / "studies" / "camvid-b.yaml", ROOT / "results" / "camvid-b", {})
+    assert {run.folder for run in planned} == {path.parent for path in ROOT.glob("results/camvid-b/*/log.jsonl")}
+    assert [Run.open(run.folder).differences(run.options) for run in planned] == [[]] * len(planned)
 
 
 TOLERANCE = {  # chosen on val

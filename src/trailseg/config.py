@@ -131,8 +131,8 @@ class TrainOptions(DataOptions, NetworkOptions):
     weight_decay: float = 0.0
     """Decoupled weight decay; with 0 adamw is Adam (original)."""
     ema: float = 0.0
-    """Share that the average of the weights keeps at each optimiser step, less in the first ones; the average is what
-    is measured and used."""
+    """Share that the average of the weights keeps at each optimiser step (less before step 9 / (1 - ema)); the average
+    is what is measured and used."""
     dice: float = 1.0
     """Weight of the Dice loss beside cross-entropy; 0 leaves it out."""
     lovasz: float = 0.0

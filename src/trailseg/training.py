@@ -173,8 +173,7 @@ class Training:
             with self._changing:
                 self.wrapped_optimizer.step()
                 if self.average is not None:
-                    kept = kept_share(options, step=(epoch - 1) * len(order) + number)
-                    average_in(self.average, network, kept=kept)
+                    average_in(self.average, network, ema=options.ema, step=(epoch - 1) * len(order) + number)
                 self._settle()
                 largest = torch.nn.utils.get_total_norm(
                     [w.detach() for w in network.parameters() if w.numel()], math.inf
@@ -292,21 +291,17 @@ def load(fetched: Fetched, size: Size, device: torch.device) -> tuple[Tensor, Te
 
 
 @torch.no_grad()
-def average_in(average: Recurrence, network: Recurrence, *, kept: float) -> None:
-    """Moves `average`, which keeps the share `kept`, towards the weights and the norms' statistics of `network`."""
+def average_in(average: Recurrence, network: Recurrence, *, ema: float, step: int) -> None:
+    """Moves `average` towards the weights of `network`, and the statistics of its norms, after an optimiser step.
+
+    `step` counts these from 0. It keeps the share `ema` of itself, in the first steps less: (1 + step) / (10 + step),
+    which is that of the last ninth of the steps.
+    """
+    kept = min(ema, (1 + step) / (10 + step))
     for weight, new in zip(average.parameters(), network.parameters(), strict=True):
         weight.lerp_(new, 1 - kept)
     for buffer, its in zip(average.buffers(), network.buffers(), strict=True):
         buffer.copy_(torch.lerp(buffer, its, 1 - kept) if buffer.is_floating_point() else its)
-
-
-def kept_share(options: TrainOptions, *, step: int) -> float:
-    """The share that the average of the weights keeps at an optimiser step, by its number from 0.
-
-    At first less than options.ema: as much as in the plain mean of all steps, or, where they began with random weights,
-    in that of about the last ninth.
-    """
-    return min(options.ema, (1 + step) / ((2 if options.start_from else 10) + step))
 
 
 def draw_steps(options: TrainOptions, *, most: int, epoch: int, number: int) -> tuple[int, int]:
