@@ -124,7 +124,7 @@ def test_the_module_needs_neither_torch_nor_an_extra():
 
 def test_without_gradio_a_sentence_says_what_to_install(monkeypatch, predictor):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(OptionError, match=r"pip install 'trailseg\[app\]'"), app.serve(predictor):
+    with pytest.raises(OptionError, match=r"pip install '.\[app\]' in its repository"), app.serve(predictor):
         pass
 
 
