@@ -113,7 +113,8 @@ class TrainOptions(DataOptions, NetworkOptions):
     precision: str = "auto"
     """Precision: 32, bf16 (mixed: weights stay in 32 bits), or auto: bf16 where CUDA computes in it, else 32."""
     channels_last: bool = True
-    """Whether features lie in memory pixel by pixel: faster convolutions, but a slower norm=layerHW on a processor."""
+    """Whether features lie in memory channels-last (NHWC): faster convolutions, but on a processor a slower
+    norm=layerHW."""
     compile: bool = False
     """Whether torch.compile translates stem and cores: minutes at the start, and slower on a processor."""
     epochs: int = 100
@@ -147,9 +148,9 @@ class TrainOptions(DataOptions, NetworkOptions):
     gamma: float = 1.0
     """Weight of a step in the loss, relative to the step after it (original: 1, all alike)."""
     fewest_steps: int | None = None
-    """Fewest steps of a batch: each draws its number from there to `steps` (default and original: always `steps`)."""
+    """Fewest steps of a batch: each draws its number from this to `steps` (default and original: always `steps`)."""
     prefix: int = 0
-    """Most steps before those, without gradient and loss: each batch draws their number from 0 to there."""
+    """Most steps that come before those, without gradient and loss: each batch draws their number from 0 to this."""
     augment: str = "drive"
     """Augmentation: none, seed (flips and rotations by 15 and 30 degrees: original), drive (forward views), views
     (scales of 0.7 to 2), weather (views in other light and colours), robust (weather, and parts of other pictures),
@@ -161,7 +162,7 @@ class TrainOptions(DataOptions, NetworkOptions):
     recompute: bool = False
     """Whether the backward pass recomputes each step and the stem's norms: less memory, more time, the same weights."""
     crop: Size | None = None
-    """Height,width in pixels of the view of each picture that is trained on, at zoom 1 (default: the whole picture)."""
+    """Height,width in pixels of the crop of each picture that is trained on, at zoom 1 (default: the whole picture)."""
     seed: int = 0
     """Seed of the weights, the order of the pictures and the augmentation."""
     train_on: str = "train"
@@ -172,7 +173,7 @@ class TrainOptions(DataOptions, NetworkOptions):
     """Epochs from one validation to the next; the last epoch is always validated."""
     start_from: list[str] | None = None
     """Run directory, or network of the package, to take the first weights from, or several, joined by commas: the mean
-    of theirs; where its classes are others, the head and what hears the head begin anew."""
+    of theirs; where its classes are others, head and feedback begin with random weights."""
     teacher: list[str] | None = None
     """Run directory, or network of the package, whose answers are learned from beside the truth, or several, joined by
     commas: the mean of their probabilities; for target=area."""
@@ -296,7 +297,7 @@ class TrainedOptions:
     device: str = "auto"
     """Device: auto, cpu, cuda or mps."""
     checkpoint: str = "last"
-    """Checkpoint: last, before (the one that last has replaced) or best (on val, so measured there it flatters)."""
+    """Checkpoint: last, before (the checkpoint before last) or best (on val, so measured there it flatters)."""
 
     def __post_init__(self) -> None:
         require("device", self.device, DEVICES)
@@ -345,7 +346,7 @@ class PredictOptions(TrainedOptions):
     """Folder for NAME.png (8-bit class ids) and NAME_overlay.png or .mp4; where it holds answers to the same question,
     those are kept and the others made (default: answers, or the next free number)."""
     steps: int | Literal["auto"] | None = None
-    """Steps of refinement, or auto: until a step changes no more than `tolerance` (default: as trained)."""
+    """Steps of refinement, or auto: until a step changes less than `tolerance` (default: as trained)."""
     tolerance: float = TOLERANCE
     """Share of the pixels, 0 to 1, that a step must change for steps=auto to take another."""
     most_steps: int | None = None
@@ -378,7 +379,7 @@ class BenchmarkOptions(PartsOptions):
     precision: str = "32"
     """Precision: 32, bf16 or auto (bf16 on CUDA); an exported file keeps its own."""
     channels_last: bool = True
-    """Whether features lie in memory pixel by pixel (PyTorch only)."""
+    """Whether features lie in memory channels-last (NHWC; PyTorch only)."""
     compile: bool = False
     """Whether torch.compile translates stem and cores (PyTorch only)."""
     recompute: bool = False
@@ -429,7 +430,7 @@ class ExportOptions:
     warm_start: bool = False
     """Whether the file can also go on from the frame before in a video (not for OpenVINO)."""
     checkpoint: str = "last"
-    """Checkpoint: last, before (the one that last has replaced) or best (chosen on val)."""
+    """Checkpoint: last, before (the checkpoint before last) or best (chosen on val)."""
 
     def __post_init__(self) -> None:
         require("checkpoint", self.checkpoint, CHECKPOINTS)
