@@ -378,3 +378,23 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     assert names["answer"].ids.shape == (40, 60)
     assert 2 <= names["answer"].steps <= 4
     assert len(names["answers"]) == 2
+
+
+def test_the_readmes_way_with_ones_own_pictures_can_be_gone(tmp_path, monkeypatch):
+    section = README.read_text().partition("## Your own pictures\n")[2].partition("\n## ")[0]
+    steps = re.findall(r"^    trailseg (.*?)(?: +#.*)?$|`trailseg (predict .*?)`", section, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    (classes,) = re.findall(r"`(classes: .*?)`", section)
+    Path("mine.yaml").write_text(classes + "\n")
+    for folder in ("pictures", "labels", "photos"):
+        Path(folder).mkdir()
+    for index in range(10):
+        picture, ids = scene(seed=0, index=index, size=(40, 60))
+        Image.fromarray(picture).save(f"pictures/{index}.jpg")
+        Image.fromarray(ids % 3).save(f"labels/{index}.png")
+        Image.fromarray(picture).save(f"photos/{index}.jpg")
+    for words in (first or last for first, last in steps):
+        given = words.replace("size=360,480", "size=32,48 epochs=1 device=cpu")
+        assert cli.run(given.split()) == 0, words
+    assert [words.split()[0] for words, _ in steps if words] == ["data", "train", "evaluate", "export"]
+    assert len(list(Path("answers").glob("?.png"))) == 10
