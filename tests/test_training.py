@@ -693,6 +693,23 @@ def test_a_study_is_checked_whole_before_anything_is_trained(tmp_path):
     assert [run.options.seed for run in study.plan(file, tmp_path / "out", {"seed": 4})] == [4]
 
 
+def test_a_study_passes_over_a_row_that_finds_no_memory(tmp_path, monkeypatch):
+    def short_of_memory(options, folder, inner=study.train, **more):
+        if options.seed == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(options, folder, **more)
+
+    monkeypatch.setattr(study, "train", short_of_memory)
+    file = tmp_path / "study.yaml"
+    row = "{network: single, stem: x2, channels: 4, depth: 1, size: [16, 24], pictures: 5, epochs: 1, device: cpu}"
+    file.write_text(f"seeds: [0, 1]\nruns: [{row}]\n")
+    (failure,) = study.run_study(file, tmp_path / "out", {}, Console(quiet=True))
+    assert str(failure).startswith(
+        f"{tmp_path / 'out' / 'single-seed0'}: there is not enough memory; give it a smaller"
+    )
+    assert "| single |" in (tmp_path / "out" / "table.md").read_text()
+
+
 def test_a_study_runs_each_row_on_each_of_its_splits(tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text("""

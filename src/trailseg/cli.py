@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from trailseg import config
-from trailseg.errors import FileError, OptionError, require
+from trailseg.errors import FileError, OptionError, lacks_memory, require
 from trailseg.interruption import leaving
 from trailseg.parsing import from_mapping, help_text, read_words, require_word, signature
 from trailseg.version import __version__
@@ -348,7 +347,7 @@ def run(words: Sequence[str]) -> int:
     except OSError as error:
         return _fail(name, f"{error.filename or 'output'}: {error.strerror}; name another path, or mend this one", 1)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("memory|[Ss]torage size", str(error)):
+        if not lacks_memory(error):
             raise
         return _fail(name, "there is not enough memory; take a smaller size, batch, channels or depth", 1)
     except KeyboardInterrupt as error:

@@ -1,5 +1,6 @@
 """The two kinds of failure a user can mend; each is one line that says what, where and what to do."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +16,11 @@ class FileError(Exception):
     def __init__(self, path: Path | str, problem: str, remedy: str) -> None:
         self.path, self.problem, self.remedy = Path(path), problem, remedy
         super().__init__(f"{path}: {problem}; {remedy}")
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an exception, of Python or of PyTorch on any device, says that there is not enough memory."""
+    return isinstance(error, MemoryError) or bool(re.search("memory|[Ss]torage size", str(error)))
 
 
 def require(option: str, value: str, allowed: Iterable[str]) -> str:

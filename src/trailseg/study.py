@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from trailseg.config import OF_RUNS, TrainOptions
-from trailseg.errors import FileError, OptionError, require
+from trailseg.errors import FileError, OptionError, lacks_memory, require
 from trailseg.experiment import check, check_same, one_process, settle, train
 from trailseg.parsing import from_mapping, read_yaml
 from trailseg.predictor import find_model
@@ -92,8 +92,8 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
 def run_study(file: Path, out: Path, overrides: Mapping[str, Any], console: Console) -> list[FileError]:
     """Trains what is missing, resumes what was cut off, skips what is done, then writes the report into `out`.
 
-    It keeps a copy of the file there. A run that fails is passed over, so that the others are not lost; the failures
-    are returned. FileError with the first where nothing at all could be trained.
+    It keeps a copy of the file there. A run that fails, for its data or for want of memory, is passed over, so that the
+    others are not lost; the failures are returned. FileError with the first where nothing at all could be trained.
     """
     planned = plan(file, out, overrides)
     here = {str(run.folder) for run in planned}
@@ -117,6 +117,11 @@ def run_study(file: Path, out: Path, overrides: Mapping[str, Any], console: Cons
             train(wanted.options, wanted.folder, name=wanted.name, console=console, resume=begun)
         except FileError as error:
             failures.append(error)
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            remedy = "give it a smaller batch, crop or size, or recompute: true"
+            failures.append(FileError(wanted.folder, "there is not enough memory", remedy))
     if len(failures) == len(planned):
         raise failures[0]
     write_report(out)
