@@ -315,7 +315,7 @@ BAD = [
     ("train netwrok=single out={new}", 2, "option netwrok is not known: did you mean 'network'?"),
     ("train epochs=ten out={new}", 2, "epochs=ten: take a whole number"),
     ("train size=0,0 out={new}", 2, "size=0,0: take height,width in pixels"),
-    ("train {tiny} pictures=4 val_on=vall out={new}", 2, "split=vall is not known: did you mean 'val'?"),
+    ("train {tiny} pictures=4 val_on=vall out={new}", 2, "val_on=vall is not known: did you mean 'val'?"),
     ("train stem_from={run},{run} out={new}", 2, "stem_from: take the stem of one run"),
     ("train augment=drvie out={new}", 2, "augment=drvie is not known: did you mean 'drive'?"),
     ("train precision=16 out={new}", 2, "precision=16 is not known: did you mean 'bf16'?"),

@@ -679,7 +679,7 @@ def test_a_study_is_checked_whole_before_anything_is_trained(tmp_path):
     with pytest.raises(OptionError, match="did you mean 'drive'"):
         study.run_study(file, tmp_path / "out", {}, Console(quiet=True))
     file.write_text(f"runs:\n  - {row}\n  - {{network: hourglass, val_on: vall}}\n")
-    with pytest.raises(OptionError, match="split=vall is not known: did you mean 'val'"):
+    with pytest.raises(OptionError, match="val_on=vall is not known: did you mean 'val'"):
         study.run_study(file, tmp_path / "out", {}, Console(quiet=True))
     file.write_text(f"runs:\n  - {row}\n  - {{network: hourglass, out: elsewhere}}\n")
     with pytest.raises(OptionError, match="a study names the folders of its runs"):

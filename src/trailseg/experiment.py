@@ -253,8 +253,9 @@ def check(options: TrainOptions) -> DataSet | Procedural:
     source = open_data(
         options.data, root=options.root, labels=options.labels, size=options.size, pictures=options.pictures
     )
-    for name in f"{options.train_on}+{options.val_on}".split("+"):
-        require("split", name, source.splits)
+    for option in ("train_on", "val_on"):
+        for name in getattr(options, option).split("+"):
+            require(option, name, source.splits)
     return source
 
 

@@ -35,9 +35,9 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
     The file maps `title`, `defaults` (options for all), `seeds` (each row without one is run with each) and `runs`, a
     list of rows: options, and a `name` where two rows have the same network. A row that `extends` an earlier one, by
     its name, takes from there what it does not say itself. Each row is also run with each of `splits`, a list of
-    train_on and val_on, where there is one. A row's `start_from` and `teacher` may name earlier rows, for their runs on
-    the same split with the same seed, or with another, as NAME-seedN. For the report it may list `published` figures.
-    OptionError where a row is not right.
+    train_on and val_on, where there is one. A row's `start_from`, `stem_from` and `teacher` may name earlier rows, for
+    their runs on the same split with the same seed, or with another, as NAME-seedN. For the report it may list
+    `published` figures. OptionError where a row is not right.
     """
     content = read_yaml(file)
     for key in content:
@@ -70,7 +70,9 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
         for split, seed in product(splits, [None] if "seed" in {**row, **overrides} else seeds):
             values = {**defaults, **given, **split, **({} if seed is None else {"seed": seed}), **overrides}
             if {"out", "resume"} & set(values):
-                raise OptionError(f"{file}: {name}: a study names the folders of its runs; leave out and resume away")
+                raise OptionError(
+                    f"{file}: {name}: a study names the folders of its runs; say neither out nor resume in it"
+                )
             options = settle(from_mapping(TrainOptions, values, f"{file}: {name}"))
             folder = out / "-".join([name, *([options.val_on] if split else []), f"seed{options.seed}"])
             if folder in planned:

@@ -295,7 +295,7 @@ def average_in(average: Recurrence, network: Recurrence, *, ema: float, step: in
     """Moves `average` towards the weights of `network`, and the statistics of its norms, after an optimiser step.
 
     `step` counts these from 0. It keeps the share `ema` of itself, in the first steps less: (1 + step) / (10 + step),
-    which is that of the last ninth of the steps.
+    so that the average is of about the last ninth of the steps so far.
     """
     kept = min(ema, (1 + step) / (10 + step))
     for weight, new in zip(average.parameters(), network.parameters(), strict=True):
