@@ -61,12 +61,16 @@ class Plot:
 
 
 def draw(table: Table, folder: Path, number: int = 1) -> list[Plot]:
-    """Write all plots of `table` into `folder`; from the second table on, their names end in its number."""
+    """Write all plots of `table` that show something into `folder`; from the second table on, their names end in its
+    number.
+    """
     table = _shortened(table)
     plots = []
     with matplotlib.rc_context(STYLE):
         for name, (plot, title, caption) in PLOTS.items():
             figure = plot(table)
+            if figure is None:
+                continue
             path = write_whole(folder / f"{name}{f'-{number}' if number > 1 else ''}.png", figure_png(figure, dpi=160))
             plots.append(Plot(path, round(100 * figure.get_figwidth()), title, caption))
     return plots
@@ -159,8 +163,10 @@ def _accuracy_against_parameters(table: Table) -> Figure:
     return figure
 
 
-def _miou_per_step(table: Table) -> Figure:
-    shown = [row for row in table.rows if any(len(run.validations) > 1 for run in row.runs)] or list(table.rows)
+def _miou_per_step(table: Table) -> Figure | None:
+    shown = [row for row in table.rows if any(len(run.validations) > 1 for run in row.runs)]
+    if not shown:
+        return None
     figure, panels = _panel_each(shown, "mIoU, %")
     ends = []
     for axes, row in zip(panels, shown, strict=True):
@@ -220,7 +226,7 @@ def _loss(table: Table) -> Figure:
     return figure
 
 
-PLOTS: dict[str, tuple[Callable[[Table], Figure], str, str]] = {
+PLOTS: dict[str, tuple[Callable[[Table], Figure | None], str, str]] = {
     "refinement": (
         _refinement,
         "What refinement brings",
@@ -236,8 +242,8 @@ PLOTS: dict[str, tuple[Callable[[Table], Figure], str, str]] = {
     "miou_per_step": (
         _miou_per_step,
         "mIoU of each step while training",
-        "One panel a network that was measured more than once (any, where none was): the darker the line, the later "
-        "the step, numbered at its end; thin: single seeds.",
+        "One panel a network that was measured more than once: the darker the line, the later the step, numbered at "
+        "its end; thin: single seeds.",
     ),
     "iou_per_class": (
         _iou_per_class,
