@@ -124,7 +124,7 @@ def test_the_module_needs_neither_torch_nor_an_extra():
 
 def test_without_gradio_a_sentence_says_what_to_install(monkeypatch, predictor):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(OptionError, match=r"pip install '.\[app\]' in its repository"), app.serve(predictor):
+    with pytest.raises(OptionError, match=r"pip install '\.\[app\]' in its repository"), app.serve(predictor):
         pass
 
 
@@ -357,11 +357,7 @@ def test_the_command_opens_the_page_until_it_is_interrupted(predictor):
             with urllib.request.urlopen(address[0], timeout=30) as page:
                 assert page.status == 200
             process.send_signal(signal.SIGINT)
-            try:
-                assert process.wait(timeout=30) == 0
-            except subprocess.TimeoutExpired:  # known, seldom, on a busy machine: docs/reliability.md
-                process.send_signal(signal.SIGINT)
-                assert process.wait(timeout=30) in (0, 130)
+            assert process.wait(timeout=30) == 0
         finally:
             process.kill()  # or the test waits for ever where it is not interrupted
 

@@ -292,7 +292,7 @@ def test_what_is_not_a_video_is_refused(tmp_path: Path):
 def test_without_av_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "av", None)
     for use in (lambda: VideoReader(tmp_path / "a.mp4"), lambda: VideoWriter(tmp_path / "a.mp4", RATE)):
-        with pytest.raises(OptionError, match=r"needs av: pip install '.\[video\]' in its repository"):
+        with pytest.raises(OptionError, match=r"needs av: pip install '\.\[video\]' in its repository"):
             use()
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from trailseg.config import TOLERANCE
 from trailseg.data.pictures import read_image
 from trailseg.data.scenes import scene
-from trailseg.errors import FileError, OptionError
+from trailseg.errors import FileError, OptionError, missing
 from trailseg.labels import make_palette
 from trailseg.predictor import Predictor
 
@@ -255,7 +255,7 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError:
-        raise OptionError("the page needs Gradio: pip install '.[app]' in its repository") from None
+        raise missing("the page needs Gradio", "app") from None
     return gradio
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from trailseg import config
-from trailseg.errors import FileError, OptionError, lacks_memory, require
+from trailseg.errors import FileError, OptionError, lacks_memory, missing, require
 from trailseg.interruption import leaving
 from trailseg.parsing import from_mapping, help_text, read_words, require_word, signature
 from trailseg.version import __version__
@@ -262,7 +262,7 @@ def app(given: Given) -> int:
     with suppress(KeyboardInterrupt), serve(predictor, port=options.port) as address:
         print(f"the page is at {address}; Ctrl+C ends it", flush=True)
         while True:
-            time.sleep(3600)
+            time.sleep(1)  # no longer: a signal that comes just before a sleep begins is heard when that ends
     return 0
 
 
@@ -340,7 +340,7 @@ def run(words: Sequence[str]) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in TRAIN_EXTRA:
             raise
-        return _fail(name, f"needs {package}: pip install '.[train]' in its repository", 2)
+        return _fail(name, missing(f"needs {package}", "train"), 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: let the last flush succeed
         return 141

@@ -23,6 +23,11 @@ def lacks_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or bool(re.search("memory|[Ss]torage size", str(error)))
 
 
+def missing(what: str, extra: str) -> OptionError:
+    """Tells `what` is missing, and how the extra that installs it is had."""
+    return OptionError(f"{what}: pip install '.[{extra}]' in its repository")
+
+
 def require(option: str, value: str, allowed: Iterable[str]) -> str:
     """`value`, if it is among `allowed`; otherwise an OptionError that names the nearest and lists all."""
     allowed = list(allowed)

@@ -10,7 +10,7 @@ import numpy as np
 
 from trailseg.config import ExportOptions, Size
 from trailseg.data.scenes import scene
-from trailseg.errors import FileError, OptionError
+from trailseg.errors import FileError, OptionError, missing
 from trailseg.inference import TorchModel
 from trailseg.model import Model
 from trailseg.onnx_model import OnnxModel, OnnxParts, seal
@@ -51,7 +51,7 @@ def export(options: ExportOptions) -> Exported:
 
         from trailseg.onnx_graph import parts, repeats, whole
     except ImportError:
-        raise OptionError("exporting needs onnx and onnxscript: pip install '.[export]' in its repository") from None
+        raise missing("exporting needs onnx and onnxscript", "export") from None
     out = Path(options.out)
     files = [out / "stem.onnx", out / "step.onnx"] if options.parts else [out]
     if not options.parts and out.suffix != ".onnx":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trailseg.config import Size
-from trailseg.errors import FileError, OptionError
+from trailseg.errors import FileError, OptionError, missing
 from trailseg.model import Answers, Facts
 
 PROVIDERS = {"auto": "CPUExecutionProvider", "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -187,5 +187,5 @@ def _import_runtime() -> ModuleType:
     try:
         import onnxruntime
     except ImportError:
-        raise OptionError("an exported file needs onnxruntime: pip install '.[runtime]' in its repository") from None
+        raise missing("an exported file needs onnxruntime", "runtime") from None
     return onnxruntime

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from trailseg.errors import FileError, OptionError
+from trailseg.errors import FileError, missing
 from trailseg.writing import half_written
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
@@ -171,5 +171,5 @@ def _import_av() -> ModuleType:
     try:
         import av
     except ImportError:
-        raise OptionError("video needs av: pip install '.[video]' in its repository") from None
+        raise missing("video needs av", "video") from None
     return av
