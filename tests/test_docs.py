@@ -15,6 +15,7 @@ from PIL import Image
 from trailseg import cli
 from trailseg.data.scenes import scene
 from trailseg.inference import facts_of
+from trailseg.markdown import table
 from trailseg.networks.cost import cost
 from trailseg.networks.table import NAMED
 from trailseg.parsing import read_words, read_yaml
@@ -320,10 +321,10 @@ def test_what_was_measured_keeps_what_the_page_promises():
 
 def markdown(rows):
     """Flat objects as a table, their keys as heads."""
-    heads = [key.replace("_", " ") for key in rows[0]]
-    numbers = ["---:" if isinstance(value, int | float) else "---" for value in rows[0].values()]
-    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (heads, numbers, *(row.values() for row in rows))]
-    return "\n".join(lines).replace("None", "–")
+    heads = {key: key.replace("_", " ") for key in rows[0]}
+    left = [heads[key] for key, value in rows[0].items() if not isinstance(value, int | float)]
+    cells = [["–" if value is None else str(value) for value in row.values()] for row in rows]
+    return table(list(heads.values()), cells, left=left)
 
 
 def commands():

@@ -99,7 +99,7 @@ def whose(run: Run, measured: Mapping[str, Any]) -> str:
     if share(measured["train_on"], split) or share(measured["before"], split):
         return f"{text}. **These pictures were trained on: no measure of how well it does on new ones.**"
     text += " that were not trained on."
-    seen = "+".join(filter(None, [run.options.train_on, run.config["data"].get("before", {}).get(run.options.data)]))
+    seen = "+".join(filter(None, [run.options.train_on, run.before.get(run.options.data)]))
     if share(seen, split):
         text += f" These weights were trained on `{seen}`, those pictures among them."
     return text

@@ -323,7 +323,7 @@ def splits_before(options: TrainOptions) -> dict[str, str]:
     """
     found: dict[str, set[str]] = {}
     for run in _open(options.sources):
-        for data, splits in [(run.options.data, run.options.train_on), *run.config["data"].get("before", {}).items()]:
+        for data, splits in [(run.options.data, run.options.train_on), *run.before.items()]:
             found.setdefault(data, set()).update(splits.split("+"))
     found.get(options.data, set()).difference_update(options.train_on.split("+"))
     return {data: "+".join(sorted(splits)) for data, splits in sorted(found.items()) if splits}

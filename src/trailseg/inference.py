@@ -148,5 +148,5 @@ def facts_of(run: Run) -> Facts:
         macs_stem=config["network"]["macs_stem"],
         macs_step=config["network"]["macs_step"],
         data=TERMS[options.data][0],
-        licence="; ".join(TERMS[name][1] for name in dict.fromkeys([options.data, *config["data"].get("before", {})])),
+        licence="; ".join(TERMS[name][1] for name in dict.fromkeys([options.data, *run.before])),
     )

@@ -15,7 +15,7 @@ from trailseg.config import OF_RUNS, ExportOptions, PackOptions
 from trailseg.errors import FileError
 from trailseg.export import export
 from trailseg.predictor import find_model
-from trailseg.runs import Run, sources
+from trailseg.runs import Run, folder_names
 from trailseg.writing import write_whole
 
 
@@ -59,7 +59,7 @@ def measures(run: Run, sisters: Sequence[Run]) -> dict[str, Any]:
         "own": not sisters,
         "train_on": measured[0].options.train_on,
         "train": measured[0].config["data"]["train"],
-        "before": measured[0].config["data"].get("before", {}).get(run.options.data, ""),
+        "before": measured[0].before.get(run.options.data, ""),
         "epoch": ends[0]["epoch"],
         "miou": [end["val"]["steps"][-1]["miou"] for end in ends],
         "val": _mean([{key: value for key, value in end["val"].items() if key != "confusion"} for end in ends]),
@@ -113,4 +113,4 @@ def _optimiser_steps(run: Run) -> int:
 
 def placeless(run: Run) -> dict[str, Any]:
     """A run's configuration without the paths of the machine that it was trained on."""
-    return run.config | {"options": run.config["options"] | {"root": None} | sources(run.options)}
+    return run.config | {"options": run.config["options"] | {"root": None} | folder_names(run.options)}

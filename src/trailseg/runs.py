@@ -91,9 +91,14 @@ class Run:
         except OptionError as error:
             raise FileError(self.folder / "config.yaml", str(error), REMEDY) from None
 
+    @property
+    def before(self) -> dict[str, str]:
+        """What else those have seen that it began with or was taught by: of each data set the splits, joined by "+"."""
+        return self.config["data"].get("before", {})
+
     def differences(self, options: TrainOptions) -> list[str]:
         """What those options would compute differently, such as 'lr 0.001, not 0.01'."""
-        mine, theirs = (asdict(one) | sources(one) for one in (self.options, options))
+        mine, theirs = (asdict(one) | folder_names(one) for one in (self.options, options))
         return [f"{k} {mine[k]}, not {theirs[k]}" for k in mine if k not in PLACE and mine[k] != theirs[k]]
 
     def log(self) -> list[dict[str, Any]]:
@@ -293,7 +298,7 @@ def network_options(options: Any) -> dict[str, Any]:
     return {field.name: getattr(options, field.name) for field in fields(NetworkOptions)}
 
 
-def sources(options: TrainOptions) -> dict[str, list[str]]:
+def folder_names(options: TrainOptions) -> dict[str, list[str]]:
     """The options that name other runs, without the folders that these lie in."""
     return {option: [Path(run).name for run in runs] for option in OF_RUNS if (runs := getattr(options, option))}
 

@@ -154,7 +154,7 @@ def _read(folder: Path) -> Run:
                 colours=tuple((int(r), int(g), int(b)) for r, g, b in data["colours"]),
                 train=int(data["train"]),
                 seen=int(data.get("val_seen_in_training", 0)),
-                before=data.get("before", {}).get(data["name"], ""),
+                before=stored.before.get(data["name"], ""),
             ),
             versions={str(name): str(version) for name, version in config["versions"].items()},
             losses=(),
