@@ -9,25 +9,22 @@ own, and so has what follows it; each has done the same with a dozen pictures be
 alone, megabytes what the process has grown by at its peak since before it opened the data set.
 """
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import script
 import torch
 from PIL import Image
 
 from trailseg import training
 from trailseg.ahead import ahead
-from trailseg.benchmark import HANDS_BACK, _resident
 from trailseg.config import Size, TrainOptions
 from trailseg.data.cache import decoded
 from trailseg.data.memory import Memory, batches
@@ -35,8 +32,8 @@ from trailseg.data.readers import open_data
 from trailseg.data.scenes import scene
 from trailseg.evaluation import evaluate
 from trailseg.labels import CAMVID
+from trailseg.memory_use import apart, forget_peak, resident
 from trailseg.networks.build import build
-from trailseg.writing import write_whole
 
 DISTINCT = 12  # pictures; the others are copies of these
 FILES, SIZE = Size(60, 80), Size(48, 64)  # height and width of the files, and of what training sees
@@ -101,33 +98,32 @@ FOLLOW: dict[str, Callable[[Memory], None]] = {"an epoch's batches": fetch_epoch
 
 def measured(work: Callable[[], Any], before: int) -> tuple[float, float, Any]:
     """Seconds of the work, megabytes above `before` at its peak, and what it returns."""
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak VmHWM to what is in use now
+    forget_peak()
     started = time.perf_counter()
     found = work()
-    return time.perf_counter() - started, (_resident("VmHWM") - before) / 1e6, found
+    return time.perf_counter() - started, (resident("VmHWM") - before) / 1e6, found
 
 
-def print_measured(root: Path, few: Path, way: str, works: str) -> None:
-    """The process of its own: prints seconds and megabytes of opening `root`, and of these works on what it gave."""
-    follow = [FOLLOW[name] for name in works.split(",") if name]
+def measure(root: Path, few: Path, way: str, works: Sequence[str]) -> list[tuple[float, float]]:
+    """Seconds and megabytes of opening `root`, and of these works on what it gave; in a process of its own."""
+    follow = [FOLLOW[name] for name in works]
     memory = start(few, BUDGETS[way])
     for work in follow:
         work(memory)
     del memory
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     *figures, memory = measured(partial(start, root, BUDGETS[way]), before)
-    print(json.dumps([figures, *(measured(partial(work, memory), before)[:2] for work in follow)]))
+    return [(figures[0], figures[1]), *(measured(partial(work, memory), before)[:2] for work in follow)]
 
 
 def rows(root: Path, few: Path, way: str, cache: Path) -> list[dict[str, Any]]:
     """A flat object for each work on the pictures under `root`."""
-    found: list[list[float]] = []
-    for works in ("", ",".join(FOLLOW)):
-        words = [sys.executable, __file__, "measure", str(root), str(few), way, works]
-        environment = os.environ | HANDS_BACK | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(words, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        found += json.loads(done.stdout)
+    environment = {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
+    found = [
+        figures
+        for works in ([], list(FOLLOW))
+        for figures in apart(measure, root, few, way, works, environment=environment)
+    ]
     count = sum(1 for _ in (root / "train").iterdir())
     return [
         {
@@ -141,28 +137,29 @@ def rows(root: Path, few: Path, way: str, cache: Path) -> list[dict[str, Any]]:
     ]
 
 
-def main(words: list[str]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Options(script.Options):
+    """Options of this script."""
+
+    pictures: int = 10000
+    """Pictures of the larger data set."""
+    ways: list[str] = field(default_factory=lambda: list(BUDGETS))
+    """Ways to keep images and labels: held, mapped."""
+
+
+def main(options: Options) -> None:
     """Prints seconds and megabytes of each work, for both numbers of pictures and both ways."""
-    options = dict(word.split("=", 1) for word in words)
-    most, ways = int(options.get("pictures", 10000)), options.get("ways", "held,mapped").split(",")
     table: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         draw(folder / "few", DISTINCT)
-        for count in (most // 10, most):
+        for count in (options.pictures // 10, options.pictures):
             draw(folder / str(count), count)
-            for way in ways:
+            for way in options.ways:
                 table += rows(folder / str(count), folder / "few", way, folder / f"cache {count} {way}")
-    print(f"{'':<20}{'pictures':>9}{'':>8}{'seconds':>10}{'MB':>9}")
-    for row in table:
-        way = "held" if row["held"] else "mapped"
-        print(f"{row['what']:<20}{row['pictures']:9}{way:>8}{row['seconds']:10.2f}{row['megabytes']:9.1f}")
-    if "json" in options:
-        write_whole(Path(options["json"]), json.dumps(table, indent=1) + "\n")
+    script.show(table)
+    script.keep(table, options.json)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["measure"]:
-        print_measured(Path(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
-    else:
-        main(sys.argv[1:])
+    script.run(main, Options)

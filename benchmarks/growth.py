@@ -10,37 +10,46 @@ each further one. The last table says which share of a plain matrix product's ra
 trial of seconds.
 """
 
-import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import script
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-from trailseg.benchmark import HANDS_BACK, Subject, _peaks, open_subject, time_rounds, time_training
+from trailseg.benchmark import Subject, memory, open_subject, time_rounds, time_training
 from trailseg.config import BenchmarkOptions, Size
 from trailseg.device import settle
+from trailseg.memory_use import apart
 from trailseg.report.plots import STYLE
 from trailseg.writing import figure_png, write_whole
 
 NETWORK = "iterative-v6"
 BASE = BenchmarkOptions(channels=32, depth=3, size=Size(192, 256), steps=3, batch=2)
 SIZES = [Size(64, 192), Size(128, 192), Size(192, 256), Size(256, 384), Size(384, 512)]  # each twice the one before
-VALUES = {"pixels": SIZES, "steps": [1, 2, 4, 8, 16], "channels": [16, 32, 64, 128], "pictures": [1, 2, 4, 8, 16]}
+VALUES: dict[str, list[Any]] = {
+    "pixels": SIZES,
+    "steps": [1, 2, 4, 8, 16],
+    "channels": [16, 32, 64, 128],
+    "pictures": [1, 2, 4, 8, 16],
+}
 QUICK_BASE = BenchmarkOptions(channels=8, depth=1, size=Size(96, 96), steps=1, batch=1)
-QUICK_VALUES = {"pixels": [Size(96, 96), Size(96, 192)], "steps": [1, 2], "channels": [8, 16], "pictures": [1, 2]}
+QUICK_VALUES: dict[str, list[Any]] = {
+    "pixels": [Size(96, 96), Size(96, 192)],
+    "steps": [1, 2],
+    "channels": [8, 16],
+    "pictures": [1, 2],
+}
 OPTIONS = {"pixels": "size", "steps": "steps", "channels": "channels", "pictures": "batch"}
 EXPECTED = {"pixels": (1, 1), "steps": None, "channels": (2, 1), "pictures": (1, 1)}  # of time and of memory
 FIGURES = ("answer_ms", "training_ms", "answer_megabytes", "training_megabytes")
@@ -53,7 +62,7 @@ LOOKS = {  # of the figures: marker, whether it is filled, and name
     "training_": ("o", True, "a training step"),
     "recomputed_training_": ("^", True, "a training step with recompute=true"),
 }
-GREY = {"color": "#a0a0a0", "linewidth": 0.9, "zorder": 1}
+GREY: dict[str, Any] = {"color": "#a0a0a0", "linewidth": 0.9, "zorder": 1}
 AXES = {"pixels": "pixels of a picture", "steps": "steps", "channels": "channels", "pictures": "pictures at a time"}
 
 Point = dict[str, Any]
@@ -94,7 +103,7 @@ def measure(base: BenchmarkOptions, values: dict[str, list[Any]], stems: Sequenc
     for _, _, options in wanted:
         different += [options] * (options not in different)  # the base is a point of several lines
     recomputing = [replace(options, recompute=True) for varied, _, options in wanted if varied == "steps"]
-    memories = peaks([*different, *recomputing])
+    memories = apart(peaks, [*different, *recomputing])
     subjects = [open_subject(NETWORK, options) for options in different]
     answers = [statistics.median(all_ for _, all_ in taken) for taken in time_rounds(subjects, rounds)]
     trainings = [statistics.median(taken) for taken in time_training(subjects, rounds)]
@@ -119,17 +128,8 @@ def measure(base: BenchmarkOptions, values: dict[str, list[Any]], stems: Sequenc
 
 
 def peaks(different: Sequence[BenchmarkOptions]) -> list[list[float]]:
-    """Megabytes of an answer and of a training step with each of these options, measured in a process of its own."""
-    words = [sys.executable, __file__, "peaks", json.dumps([asdict(options) for options in different])]
-    done = subprocess.run(words, env=os.environ | HANDS_BACK, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def print_peaks(request: str) -> None:
-    """The process of its own."""
-    given = [BenchmarkOptions(**values | {"size": Size(*values["size"])}) for values in json.loads(request)]
-    print(json.dumps([[size / 1e6 for size in _peaks(NETWORK, options)] for options in given]))
+    """Megabytes of an answer and of a training step with each of these options; in a process of its own."""
+    return [[(size or 0) / 1e6 for size in memory(NETWORK, options)] for options in different]
 
 
 def lines(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
@@ -165,7 +165,7 @@ def rates(base: BenchmarkOptions, stems: Sequence[str], rounds: int) -> list[dic
     """GMAC per second of a matrix product, of a large convolution and of the networks: the best of five medians."""
     device = settle(base.device, base.precision).device
     square, image = torch.rand(1024, 1024, device=device), torch.rand(1, 60, 192, 384, device=device)
-    convolution = torch.nn.Conv2d(60, 60, 5, padding=2).to(device, memory_format=torch.channels_last)
+    convolution = torch.nn.Conv2d(60, 60, 5, padding=2).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = image.contiguous(memory_format=torch.channels_last)
     works: dict[str, tuple[float, Callable[[], object]]] = {
         "matrix product, 1024 cubed": (1024**3 / 1e9, lambda: (square @ square)[0, 0].item()),
@@ -178,7 +178,7 @@ def rates(base: BenchmarkOptions, stems: Sequence[str], rounds: int) -> list[dic
         subject = open_subject(NETWORK, replace(base, stem=stem))
         works[f"network with stem {stem}"] = (
             gmac(subject, base.batch),
-            lambda subject=subject: subject.answer(subject.most),
+            partial(subject.answer, subject.most),
         )
     medians: dict[str, list[float]] = {name: [] for name in works}
     with torch.inference_mode():
@@ -228,7 +228,7 @@ def _panel(axes: Axes, line: Sequence[Point], unit: str, colour: str) -> None:
     """One stem's measured points; in grey, through the last, how the arithmetic grows, or a slope of 1 for bytes."""
     xs, arithmetic = ([point[name] for point in line] for name in ("value", "gmac"))
     for figure, (marker, filled, _) in LOOKS.items():
-        ys = [point.get(figure + unit) for point in line]
+        ys: list[Any] = [point.get(figure + unit) for point in line]
         if None in ys:
             continue
         expected = arithmetic if unit == "ms" else xs
@@ -254,38 +254,34 @@ def _legend(figure: Figure, axes: Axes, stems: Sequence[str]) -> None:
     figure.legend(loc="outside upper left", ncols=len(stems) + 4, columnspacing=1.4, handletextpad=0.4)
 
 
-def show(rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Prints flat objects as a table."""
-    print(f"\n{title}")
-    cells = [list(rows[0]), *(["–" if value is None else str(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+@dataclass(frozen=True, kw_only=True)
+class Options(script.TimedOptions):
+    """Options of this script."""
+
+    stems: list[str] = field(default_factory=lambda: ["s8", "x8"])
+    """Stems to compare."""
+    quick: bool = False
+    """Whether to make a trial of seconds."""
+    png: str | None = None
+    """File to plot to."""
 
 
-def main(words: list[str]) -> None:
+def main(options: Options) -> None:
     """Prints points, slopes, the cost of steps and rates."""
-    options = dict(word.split("=", 1) for word in words)
-    quick = options.get("quick") == "true"
-    base, values = (QUICK_BASE, QUICK_VALUES) if quick else (BASE, VALUES)
-    rounds, stems = int(options.get("rounds", 5)), options.get("stems", "s8,x8").split(",")
-    points = measure(base, values, stems, rounds)
+    base, values = (QUICK_BASE, QUICK_VALUES) if options.quick else (BASE, VALUES)
+    points = measure(base, values, options.stems, options.rounds)
     found = {
         "points": points,
         "slopes": slopes(points),
         "steps": costs_of_steps(points),
-        "rates": rates(base, stems, rounds),
+        "rates": rates(base, options.stems, options.rounds),
     }
     for rows, title in zip(found.values(), TITLES, strict=True):
-        show(rows, title)
-    if "json" in options:
-        write_whole(Path(options["json"]), json.dumps(found, indent=1) + "\n")
-    if "png" in options:
-        plot(points, Path(options["png"]))
+        script.show(rows, title)
+    script.keep(found, options.json)
+    if options.png:
+        plot(points, Path(options.png))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["peaks"]:
-        print_peaks(sys.argv[2])
-    else:
-        main(sys.argv[1:])
+    script.run(main, Options)

@@ -6,14 +6,13 @@ Both are timed in turn, so that a busy machine slows both, held in memory and me
 times is the median of the rounds'. An epoch reads, draws and augments every picture; a fixed batch only computes.
 """
 
-import json
 import statistics
-import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import script
 import torch
 
 from trailseg import training
@@ -22,13 +21,16 @@ from trailseg.data.cache import decoded
 from trailseg.data.memory import batches
 from trailseg.data.readers import select
 from trailseg.experiment import check
-from trailseg.parsing import from_mapping, read_words
 from trailseg.runs import Position, Run, build_network
 from trailseg.training import Training
-from trailseg.writing import write_whole
 
 
-def ratios(options: TrainOptions, rounds: int) -> list[tuple[float, float]]:
+@dataclass(frozen=True, kw_only=True)
+class Options(TrainOptions, script.TimedOptions):
+    """Options of `trailseg train` and of this script."""
+
+
+def ratios(options: Options) -> list[tuple[float, float]]:
     """Seconds per picture of an epoch and of a fixed batch, in each round."""
     source, fabric = check(options), training.make_fabric(options.device, options.precision)
     pictures = select(source, options.train_on)
@@ -42,6 +44,7 @@ def ratios(options: TrainOptions, rounds: int) -> list[tuple[float, float]]:
             options=options,
             memory=memory,
             classes=len(source.labels.classes),
+            teachers=None,
             validate=lambda network: {},
             report=lambda record: None,
         )
@@ -57,17 +60,15 @@ def ratios(options: TrainOptions, rounds: int) -> list[tuple[float, float]]:
 
     def steps(number: int) -> int:
         for _ in range(count // options.batch):
-            logits = trained.wrapped_network(images, network.up_to(options.steps), 0)
-            sums, counts = trained.criterion(logits, trained.target(labels))
             trained.wrapped_optimizer.zero_grad()
-            fabric.backward((sums / counts.clamp(min=1)).sum())
+            fabric.backward(trained.loss(images, labels, steps=network.up_to(options.steps)))
             trained.wrapped_optimizer.step()
         if fabric.device.type == "cuda":
             torch.cuda.synchronize()
         return count // options.batch * options.batch
 
     taken = []
-    for number in range(rounds + 1):  # the first warms up
+    for number in range(options.rounds + 1):  # the first warms up
         seconds = []
         for work in (epoch, steps):
             started = time.perf_counter()
@@ -78,28 +79,24 @@ def ratios(options: TrainOptions, rounds: int) -> list[tuple[float, float]]:
     return taken
 
 
-def main(words: list[str]) -> None:
+def main(options: Options) -> None:
     """Prints pictures per second of both, and the ratio of their times, held in memory and mapped."""
-    own = dict(word.split("=", 1) for word in words if word.startswith(("rounds=", "json=")))
-    given = read_words(TrainOptions, [word for word in words if not word.startswith(("rounds=", "json="))])
-    options = from_mapping(TrainOptions, given)
     rows = []
     for where, memory in (("held in memory", options.memory), ("memory-mapped", 0.0)):
-        taken = ratios(replace(options, memory=memory), int(own.get("rounds", 5)))
-        epoch, fixed = (statistics.median(seconds) for seconds in zip(*taken, strict=True))
-        row = {
-            "pictures": where,
-            "network": options.network,
-            "augment": options.augment,
-            "epoch_pictures_per_second": round(1 / epoch, 1),
-            "fixed_batch_pictures_per_second": round(1 / fixed, 1),
-            "time_ratio": round(statistics.median(one / other for one, other in taken), 3),
-        }
-        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-        rows.append(row)
-    if "json" in own:
-        write_whole(Path(own["json"]), json.dumps(rows, indent=1) + "\n")
+        epochs, steps = zip(*ratios(replace(options, memory=memory)), strict=True)
+        rows.append(
+            {
+                "pictures": where,
+                "network": options.network,
+                "augment": options.augment,
+                "epoch_pictures_per_second": round(1 / statistics.median(epochs), 1),
+                "fixed_batch_pictures_per_second": round(1 / statistics.median(steps), 1),
+                "time_ratio": script.ratio(epochs, steps),
+            }
+        )
+    script.show(rows)
+    script.keep(rows, options.json)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    script.run(main, Options)

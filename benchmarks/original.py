@@ -9,27 +9,25 @@ in turn, so that a busy machine slows all; ratios are medians of the rounds'. Me
 a process of its own. Height and width must be divisible by 128.
 """
 
-import json
-import os
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import script
 import torch
 from torch import nn
 
-from trailseg.benchmark import HANDS_BACK, grown
+from trailseg.config import Size
 from trailseg.device import settle
 from trailseg.losses import StepLoss
+from trailseg.memory_use import apart, grown
 from trailseg.networks.build import build
-from trailseg.writing import write_whole
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import longhand
+import longhand  # type: ignore[import-not-found]
 
 SUBJECTS: dict[str, dict[str, Any]] = {
     "original": {"stem": "x8", "norm": "layerHW", "channels_last": False},
@@ -44,13 +42,26 @@ ACCELERATED = {
 }
 """On an accelerator alone: elsewhere compiling takes minutes and gains nothing (benchmarks/choices.py)."""
 CLASSES = 9
-DEFAULTS = {"network": "iterative-v6", "rounds": "5", "size": "384,768", "batch": "2", "device": "cpu", "json": ""}
 
 
-def make(name: str, options: dict[str, str]) -> dict[str, Callable[[], object]]:
+@dataclass(frozen=True, kw_only=True)
+class Options(script.TimedOptions):
+    """Options of this script."""
+
+    network: str = "iterative-v6"
+    """Row of the original study's table."""
+    size: Size = Size(384, 768)
+    """Height,width in pixels, each divisible by 128."""
+    batch: int = 2
+    """Pictures at a time."""
+    device: str = "cpu"
+    """Device: cpu, cuda or mps."""
+
+
+def make(name: str, options: Options) -> dict[str, Callable[[], object]]:
     """A training step and an answer of the subject of that name."""
-    given, (height, width) = (SUBJECTS | ACCELERATED)[name], map(int, options["size"].split(","))
-    compute, row = settle(options["device"], given.get("precision", "32")), options["network"]
+    given, (height, width) = (SUBJECTS | ACCELERATED)[name], options.size
+    compute, row = settle(options.device, given.get("precision", "32")), options.network
     torch.manual_seed(0)
     network = build(
         network=row, stem=given["stem"], norm=given["norm"], core="resunet", channels=60, depth=4, growth=1.5, finer=1,
@@ -59,11 +70,11 @@ def make(name: str, options: dict[str, str]) -> dict[str, Callable[[], object]]:
     ).place(compute.device, channels_last=given.get("channels_last", True))  # fmt: skip
     forward: Callable[[torch.Tensor], torch.Tensor] = lambda images: network(images, 3)  # noqa: E731
     if name == "original":
-        layers = list(network.stem)
+        layers = list(network.stem.children())
         pools = [place for place, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         for place in pools:  # which follow the activations
             layers[place : place + 2] = layers[place + 1], layers[place]
-        network.stem = nn.Sequential(*layers)
+        network.stem = type(network.stem)(*layers)
         for module in network.modules():
             if isinstance(module, nn.LeakyReLU):
                 module.inplace = False
@@ -74,7 +85,7 @@ def make(name: str, options: dict[str, str]) -> dict[str, Callable[[], object]]:
     if given.get("compile"):
         network.compile_parts()
     adam, criterion = torch.optim.Adam(network.parameters()), StepLoss(dice=1, gamma=1)
-    images = torch.rand(int(options["batch"]), 3, height, width, device=compute.device)
+    images = torch.rand(options.batch, 3, height, width, device=compute.device)
     labels = torch.randint(0, CLASSES, (len(images), height // 8, width // 8), device=compute.device).byte()
 
     def finish() -> None:
@@ -86,7 +97,7 @@ def make(name: str, options: dict[str, str]) -> dict[str, Callable[[], object]]:
             logits = forward(images)
         sums, counts = criterion(logits, labels)
         adam.zero_grad()
-        (sums / counts).sum().backward()
+        (sums / counts).sum().backward()  # type: ignore[no-untyped-call]
         adam.step()
         finish()
 
@@ -99,59 +110,34 @@ def make(name: str, options: dict[str, str]) -> dict[str, Callable[[], object]]:
     return {"training": train, "answer": answer}
 
 
-def peak(name: str, what: str, options: dict[str, str]) -> float:
-    """Megabytes at the peak of a call, measured in a process of its own."""
-    words = [sys.executable, __file__, json.dumps([name, what, options])]
-    done = subprocess.run(words, env=os.environ | HANDS_BACK, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout) / 1e6
-
-
-def main(words: list[str]) -> None:
-    """Prints each subject's milliseconds and megabytes, and their ratios to those of the original."""
-    options = DEFAULTS | dict(word.split("=", 1) for word in words)
-    subjects = list(SUBJECTS | (ACCELERATED if options["device"] == "cuda" else {}))
-    rows: list[dict[str, Any]] = []
-    for what in ("training", "answer"):
-        calls = {name: make(name, options)[what] for name in subjects}
-        seconds: dict[str, list[float]] = {name: [] for name in subjects}
-        for number in range(int(options["rounds"]) + 1):
-            for name, call in calls.items():
-                started = time.perf_counter()
-                call()
-                if number:  # the first warms up
-                    seconds[name].append(time.perf_counter() - started)
-        del calls
-        megabytes = {name: peak(name, what, options) for name in subjects}
-        for name, taken in seconds.items():
-            ratios = [one / other for one, other in zip(taken, seconds["original"], strict=True)]
-            rows.append(
-                {
-                    "what": what,
-                    "network": name,
-                    "milliseconds": round(1000 * statistics.median(taken), 1),
-                    "megabytes": round(megabytes[name], 1),
-                    "time_ratio": round(statistics.median(ratios), 3),
-                    "memory_ratio": round(megabytes[name] / megabytes["original"], 3),
-                }
-            )
-    print(f"{options['network']}, {options['size']}, batch {options['batch']}, {options['device']}\n")
-    print(f"{'':<9} {'':<30}{'ms':>9}{'MB':>9}{'time ratio':>12}{'memory ratio':>14}")
-    for what, name, *figures in (row.values() for row in rows):
-        print(f"{what:<9} {name:<30}{figures[0]:9.1f}{figures[1]:9.1f}{figures[2]:12.3f}{figures[3]:14.3f}")
-    if options["json"]:
-        write_whole(Path(options["json"]), json.dumps(rows, indent=1) + "\n")
-
-
-def print_peak(name: str, what: str, options: dict[str, str]) -> None:
-    """The process of its own: prints bytes."""
+def peak(name: str, what: str, options: Options) -> float:
+    """Megabytes at the peak of a call; to be measured in a process of its own."""
     call = make(name, options)[what]
     call()  # loads all code, and makes Adam's moments
-    print(grown(call, options["device"]))
+    return (grown(call, options.device) or 0) / 1e6
+
+
+def main(options: Options) -> None:
+    """Prints each subject's milliseconds and megabytes, and their ratios to those of the original."""
+    subjects = list(SUBJECTS | (ACCELERATED if options.device == "cuda" else {}))
+    rows: list[dict[str, Any]] = []
+    for what in ("training", "answer"):
+        seconds = script.in_turn({name: make(name, options)[what] for name in subjects}, options.rounds)
+        megabytes = {name: apart(peak, name, what, options) for name in subjects}
+        rows += [
+            {
+                "what": what,
+                "network": name,
+                "milliseconds": round(1000 * statistics.median(taken), 1),
+                "megabytes": round(megabytes[name], 1),
+                "time_ratio": script.ratio(taken, seconds["original"]),
+                "memory_ratio": round(megabytes[name] / megabytes["original"], 3),
+            }
+            for name, taken in seconds.items()
+        ]
+    script.show(rows, f"{options.network}, {options.size.height} x {options.size.width}, batch {options.batch}")
+    script.keep(rows, options.json)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] and sys.argv[1].startswith("["):
-        print_peak(*json.loads(sys.argv[1]))
-    else:
-        main(sys.argv[1:])
+    script.run(main, Options)

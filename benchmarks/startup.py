@@ -7,19 +7,17 @@ holds medians. Where a command computes, the time ends as it enters the network'
 picture read; else as the process ends.
 """
 
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from pathlib import Path
+from functools import partial
 
 import numpy as np
+import script
 from PIL import Image
 
 from trailseg.predictor import WEIGHTS
-from trailseg.writing import write_whole
 
 UNTIL_ANSWER = """
 import os, sys
@@ -35,28 +33,31 @@ run(sys.argv[1:])
 """A `trailseg` that ends with code 42 where the network would begin to compute."""
 
 
-def main(words: list[str]) -> None:
+def start(words: list[str], code: int) -> None:
+    """One start of a command, which must end with that code."""
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+
+
+def main(options: script.TimedOptions) -> None:
     """Prints the median seconds of each command, and their ratio to the first."""
-    options = dict(word.split("=", 1) for word in words)
     with tempfile.TemporaryDirectory() as folder:
-        picture, out = Path(folder) / "picture.png", Path(folder) / "answers"
+        picture, out = f"{folder}/picture.png", f"{folder}/answers"
         Image.fromarray(np.zeros((720, 960, 3), np.uint8)).save(picture)
-        run, file = WEIGHTS / "camvid", WEIGHTS / "camvid" / "model.onnx"
-        commands = {
-            "import torch": (0, ["-c", "import torch"]),
-            "trailseg --help": (0, ["-m", "trailseg", "--help"]),
-            "trailseg predict, PyTorch": (42, ["-c", UNTIL_ANSWER, "predict", run, picture, f"out={out}"]),
-            "trailseg predict, ONNX Runtime": (42, ["-c", UNTIL_ANSWER, "predict", file, picture, f"out={out}"]),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in commands}
-        for number in range(int(options.get("rounds", 5)) + 1):
-            for name, (code, given) in commands.items():
-                started = time.perf_counter()
-                done = subprocess.run([sys.executable, *map(str, given)], capture_output=True, text=True)
-                taken = time.perf_counter() - started
-                assert done.returncode == code, done.stderr
-                if number:  # the first round fills the disk's cache
-                    seconds[name].append(taken)
+        run, file = str(WEIGHTS / "camvid"), str(WEIGHTS / "camvid" / "model.onnx")
+        seconds = script.in_turn(
+            {
+                "import torch": partial(start, ["-c", "import torch"], 0),
+                "trailseg --help": partial(start, ["-m", "trailseg", "--help"], 0),
+                "trailseg predict, PyTorch": partial(
+                    start, ["-c", UNTIL_ANSWER, "predict", run, picture, f"out={out}"], 42
+                ),
+                "trailseg predict, ONNX Runtime": partial(
+                    start, ["-c", UNTIL_ANSWER, "predict", file, picture, f"out={out}"], 42
+                ),
+            },
+            options.rounds,
+        )
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     rows = [
         {
@@ -66,11 +67,9 @@ def main(words: list[str]) -> None:
         }
         for name, taken in medians.items()
     ]
-    for row in rows:
-        print(f"{row['command']:<32}{row['seconds']:6.2f} s {row['ratio_to_import_torch']:6.2f} x import torch")
-    if "json" in options:
-        write_whole(Path(options["json"]), json.dumps(rows, indent=1) + "\n")
+    script.show(rows)
+    script.keep(rows, options.json)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    script.run(main, script.TimedOptions)

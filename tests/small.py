@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from trailseg import checkpoints
-from trailseg.benchmark import HANDS_BACK
 from trailseg.cli import run
+from trailseg.memory_use import HANDS_BACK
 from trailseg.runs import Run
 
 
@@ -49,7 +49,7 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 def grown(code: str) -> int:
     """Bytes by which the memory of a process grows at most in its second `call()`, which the code defines."""
-    measure = "\nfrom trailseg.benchmark import grown\ncall()\nprint(grown(call, 'cpu'))"
+    measure = "\nfrom trailseg.memory_use import grown\ncall()\nprint(grown(call, 'cpu'))"
     environment = os.environ | HANDS_BACK | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code + measure], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 import trailseg.benchmark
+import trailseg.memory_use
 import trailseg.networks.build
 from trailseg.benchmark import (
     Figures,
@@ -34,6 +36,7 @@ from trailseg.benchmark import (
 from trailseg.cli import run
 from trailseg.config import BenchmarkOptions, Size
 from trailseg.errors import FileError, OptionError
+from trailseg.memory_use import apart
 from trailseg.networks.cost import cost
 
 TINY = BenchmarkOptions(stem="x2", channels=8, depth=1, size=Size(48, 64), device="cpu", repeats=5)
@@ -201,12 +204,12 @@ def test_the_keys_of_json(measured: tuple[Figures, Figures]):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the memory of a process so")
 def test_memory_is_what_the_profiler_counts():
     options = replace(TINY, size=Size(96, 128), batch=4)
-    answer, training = memory("iterative-v4", options)
+    answer, training = apart(memory, "iterative-v4", options)
     subject = open_subject("iterative-v4", options)
     assert subject.train is not None
     assert answer == pytest.approx(_allocated(lambda: subject.answer(3)), rel=0.05)
     assert training == pytest.approx(_allocated(lambda: (subject.train(), subject.train())), rel=0.05)  # type: ignore[misc]
-    one_answer, one_training = memory("iterative-v4", replace(options, batch=1))
+    one_answer, one_training = apart(memory, "iterative-v4", replace(options, batch=1))
     assert one_answer is not None
     assert one_training is not None
     assert one_answer < one_training < training  # type: ignore[operator]
@@ -236,14 +239,14 @@ def test_adam_has_its_moments_before_the_training_step_that_counts(monkeypatch: 
         return list(moments)
 
     monkeypatch.setattr(trailseg.benchmark, "grown", seen)
-    _, (before, after) = trailseg.benchmark._peaks("iterative-v4", TINY)  # type: ignore[misc]
+    _, (before, after) = memory("iterative-v4", TINY)  # type: ignore[misc]
     assert before == 0
     assert after > 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_memory_on_an_accelerator():
-    answer, training = memory("iterative-v4", replace(TINY, device="cuda"))
+    answer, training = apart(memory, "iterative-v4", replace(TINY, device="cuda"))
     assert 0 < answer < training  # type: ignore[operator]
 
 
@@ -252,7 +255,7 @@ def test_where_nobody_counts_memory_there_is_none(monkeypatch: pytest.MonkeyPatc
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "write_text", refuse)
-    assert trailseg.benchmark.grown(lambda: None, "mps") is None
+    assert trailseg.memory_use.grown(lambda: None, "mps") is None
 
 
 def test_an_exported_file_is_asked_for_no_more_steps_than_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -316,13 +319,14 @@ def test_a_plot_is_refused_where_no_run_is_named(tmp_path: Path):
         benchmark(replace(TINY, networks=["single"], out=str(tmp_path / "plot.png")))
 
 
-@pytest.mark.parametrize(("code", "kind"), [(-9, MemoryError), (1, RuntimeError)])
-def test_a_process_that_fails_is_no_figure(monkeypatch: pytest.MonkeyPatch, code: int, kind: type[Exception]):
-    done = subprocess.CompletedProcess([], code, stdout="", stderr="Traceback\nRuntimeError: CUDA out of memory\n")
-    monkeypatch.setattr(trailseg.benchmark.subprocess, "run", lambda *_, **__: done)
-    with pytest.raises(kind) as raised:
-        memory("single", TINY)
-    assert str(raised.value) == ("RuntimeError: CUDA out of memory" if code > 0 else "")
+def test_a_process_that_is_killed_lacked_memory():
+    with pytest.raises(MemoryError):
+        apart(signal.raise_signal, signal.SIGKILL)
+
+
+def test_what_a_process_of_its_own_raises_is_raised_here():
+    with pytest.raises(FileError, match="no such run directory"):
+        apart(memory, "nowhere/run", TINY)
 
 
 def test_an_exported_file_needs_no_torch():

@@ -8,18 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small import content
+
+from trailseg.config import Size
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(SCRIPTS))
 
+import folder  # noqa: E402
 import growth  # noqa: E402
+import loop  # noqa: E402
+import original  # noqa: E402
 
 QUICK = {"pixels": (9216, 18432), "steps": (1, 2), "channels": (8, 16), "pictures": (1, 2)}
 
 
-def trial(script: str, folder: Path, *words: str) -> Any:
+def trial(script: str, out: Path, *words: str) -> Any:
     """What the script writes as JSON, computed on one thread."""
-    path = folder / "found.json"
+    path = out / "found.json"
     given = [sys.executable, str(SCRIPTS / f"{script}.py"), *words, f"json={path}"]
     done = subprocess.run(given, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -90,3 +96,42 @@ def test_startup_compares_every_command_with_the_import_of_torch(tmp_path):
     rows = trial("startup", tmp_path, "rounds=1")
     assert [list(row) for row in rows] == [["command", "seconds", "ratio_to_import_torch"]] * 4
     assert rows[0]["ratio_to_import_torch"] == 1
+
+
+def test_the_loop_is_compared_with_the_same_steps_on_one_batch():
+    parts = {
+        "network": "gated",
+        "norm": "step",
+        "channels": 4,
+        "depth": 1,
+        "finer": 2,
+        "guided": 2,
+        "size": Size(64, 64),
+    }
+    training = {"pictures": 7, "batch": 3, "target": "area", "lovasz": 1, "augment": "classmix", "ema": 0.9}
+    taken = loop.ratios(loop.Options(**parts, **training, rounds=2))
+    assert len(taken) == 2
+    assert all(seconds > 0 for pair in taken for seconds in pair)
+
+
+@pytest.mark.parametrize("name", original.SUBJECTS)
+def test_the_original_and_what_is_held_against_it_train_and_answer(name):
+    calls = original.make(name, original.Options(size=Size(128, 128), batch=1))
+    for call in calls.values():
+        call()
+
+
+def test_both_ways_of_predicting_a_folder_write_the_same_files(tmp_path):
+    pictures = folder.draw(tmp_path / "pictures", 2, Size(48, 64))
+    for way, work in folder.WORKS.items():
+        work(pictures, tmp_path / way, 1)
+    plain, overlapped = (content(tmp_path / way) for way in folder.WORKS)
+    assert len(plain) == 4
+    assert plain.items() <= overlapped.items()
+
+
+def test_a_misspelt_option_of_a_script_is_one_line():
+    words = [sys.executable, str(SCRIPTS / "startup.py"), "rund=1"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "did you mean 'rounds'" in done.stderr

@@ -78,19 +78,19 @@ def controls(rows):
             continue
         half, once, stack = (rows[name + phase] for name in ("gated-half", "once", "stack"))
         yield (
-            f"- **Its own steps**: {half.name} scores {', '.join(stat.percent() for stat in half.miou)} % mIoU, "
-            f"{half.growth.percent('+')} from the first on."
+            f"- **Step by step**: {half.name} scores {', '.join(stat.percent() for stat in half.miou)} % mIoU, "
+            f"{half.growth.percent('+')} from first to last."
         )
         yield (
-            f"- **One step at equal parameters** (`{once.name}`: the same network trained for its first step alone, at "
+            f"- **One step at equal parameters** (`{once.name}`: the same network trained for a single step, at "
             f"{once.macs / half.macs:.0%} of the multiply-accumulates) scores {once.miou[0].percent()} %: four steps "
-            f"bring {_gains(half, once)} over it."
+            f"gain {_gains(half, once)} over it."
         )
         size, more = (row.network.parameters / 1e6 for row in (half, stack))
         yield (
             f"- **No sharing at equal multiply-accumulates** (`{stack.name}`: a core for each step, {more:.2f}M "
-            f"parameters, not {size:.2f}M) scores {stack.miou[-1].percent()} %: sharing brings "
-            f"{100 * (half.miou[-1].mean - stack.miou[-1].mean):+.1f} points on the mean of all seeds, "
+            f"parameters, not {size:.2f}M) scores {stack.miou[-1].percent()} %: sharing changes this by "
+            f"{100 * (half.miou[-1].mean - stack.miou[-1].mean):+.1f} points (mean of all seeds), or "
             f"{_gains(half, stack)}."
         )
 
@@ -228,10 +228,10 @@ def test_the_docs_say_what_the_committed_measurements_of_any_number_of_steps_say
         mean = {key: sum(values) / len(values) for key, values in of.items()}
         change = {key: ", ".join(f"{v:+.1f}" for v in values) for key, values in of.items()}
         sentences.append(
-            f"- **{name}**: {mean[4]:.1f} % mIoU after the 4 steps that it was trained with, {mean[8]:.1f} % after 8 "
-            f"({change['8 against 4']} points, seed {', '.join(map(str, seeds))}), {mean[16]:.1f} % after 16. "
-            f"Of 8 steps `steps=auto` takes {mean['mean steps']:.1f} and saves {mean['core MACs saved %']:.0f} % of "
-            f"the core's multiply-accumulates ({change['auto against 8']} points against all 8)."
+            f"- **{name}**: {mean[4]:.1f} % mIoU after its 4 trained steps, {mean[8]:.1f} % after 8 "
+            f"({change['8 against 4']} points for seed {', '.join(map(str, seeds))}), {mean[16]:.1f} % after 16. "
+            f"`steps=auto` takes {mean['mean steps']:.1f} of 8 steps and saves {mean['core MACs saved %']:.0f} % of "
+            f"the core's multiply-accumulates ({change['auto against 8']} points relative to all 8)."
         )
     check_block(ROOT / "docs" / "anytime.md", "anytime table", "\n".join(lines))
     check_block(README, "anytime", "\n".join(sentences))

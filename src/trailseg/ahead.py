@@ -1,4 +1,4 @@
-"""Calls of a function on one item after the other, a bounded number of them ahead in threads."""
+"""Mapping a function over items in threads, a bounded number of calls ahead."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Accuracy against cost: what each further step brings, and what is saved when a network stops by itself."""
+"""Accuracy against cost: what each further step gains, and what automatic stopping saves."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The page of `trailseg app`: drop a picture, and move a slider through the steps of its answer."""
+"""The web page of `trailseg app`: drop a picture, and move a slider through the steps."""
 
 import os
 import re

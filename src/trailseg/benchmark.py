@@ -1,4 +1,4 @@
-"""What networks cost here: milliseconds to the first answer, per further step and to train, memory, and their plot.
+"""Cost of networks on this machine: milliseconds to the first prediction, per step and to train; memory; a plot.
 
 Time is that of one call from uint8 pictures to class ids and probabilities at the pictures' size, both on the host, so
 that a device is synchronised when the clock stops. Networks take turns, round by round, so that a machine that slows
@@ -12,11 +12,7 @@ training step and to 0.2 MB for an answer. ONNX Runtime's figure holds its arena
 """
 
 import gc
-import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -28,11 +24,11 @@ import numpy as np
 
 from trailseg.config import BenchmarkOptions, PartsOptions, Size
 from trailseg.errors import OptionError, require
+from trailseg.memory_use import apart, grown
 from trailseg.networks.table import BASELINE, NAMED, ROWS
 from trailseg.writing import figure_png, write_whole
 
 WARM_UP = 2  # rounds that are not counted
-HANDS_BACK = {"MALLOC_MMAP_THRESHOLD_": "4096"}  # makes glibc give each freed block of 4 KiB or more to the system
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +98,7 @@ def benchmark(options: BenchmarkOptions) -> list[Figures]:
     subjects = [open_subject(word, options) for word in words]
     if options.out and not any(subject.run for subject in subjects):
         raise OptionError(f"out={options.out}: the plot is of runs' accuracy; name a run directory, or leave out= away")
-    memories = [memory(word, options) for word in words]
+    memories = [apart(memory, word, options) for word in words]
     rounds = time_rounds(subjects, options.repeats)
     trained = time_training(subjects, options.repeats)
     return [
@@ -176,22 +172,26 @@ def durations(seconds: Sequence[tuple[float, float]], further: int, training: Se
 
 
 def memory(word: str, options: BenchmarkOptions) -> tuple[int | None, int | None]:
-    """Bytes at the peak of an answer and of a training step, each beyond the weights, measured in a process of its own.
+    """Bytes at the peak of an answer and of a training step, each beyond the weights; call it in a process of its own.
 
     None where there is no training, and where neither CUDA nor Linux counts what is used.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "trailseg.benchmark", json.dumps([word, asdict(options)])],
-        env=os.environ | HANDS_BACK,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode < 0:
-        raise MemoryError  # killed: this is how Linux refuses memory
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
-    answer, training = json.loads(done.stdout.splitlines()[-1])
-    return answer, training
+
+    def peak(choose: Callable[[Subject], Callable[[], object] | None]) -> int | None:
+        subject = open_subject(word, options)
+        call = choose(subject)
+        if call is None or (subject.device == "cuda" and subject.runtime != "PyTorch"):  # whose memory nobody counts
+            return None
+        call()
+        subject = open_subject(word, options)
+        call = choose(subject)
+        gc.collect()
+        return call and grown(call, subject.device)
+
+    def twice(train: Callable[[], object] | None) -> Callable[[], object] | None:
+        return train and (lambda: (train(), train()))  # Adam makes its moments in the first
+
+    return peak(lambda subject: partial(subject.answer, subject.most)), peak(lambda subject: twice(subject.train))
 
 
 def plot(figures: Sequence[Figures], path: Path) -> Path:
@@ -341,58 +341,3 @@ def _miou(folder: Path | None) -> tuple[float, ...] | None:
 
     vals = [record["val"] for record in Run.open(folder).log() if record["val"]]
     return tuple(step["miou"] for step in vals[-1]["steps"]) if vals else None
-
-
-def _peaks(word: str, options: BenchmarkOptions) -> list[int | None]:
-    """What `memory` returns; to be called in a process of its own."""
-
-    def peak(choose: Callable[[Subject], Callable[[], object] | None]) -> int | None:
-        subject = open_subject(word, options)
-        call = choose(subject)
-        if call is None or (subject.device == "cuda" and subject.runtime != "PyTorch"):  # whose memory nobody counts
-            return None
-        call()
-        subject = open_subject(word, options)
-        call = choose(subject)
-        gc.collect()
-        return call and grown(call, subject.device)
-
-    def twice(train: Callable[[], object] | None) -> Callable[[], object] | None:
-        return train and (lambda: (train(), train()))  # Adam makes its moments in the first
-
-    return [peak(lambda subject: partial(subject.answer, subject.most)), peak(lambda subject: twice(subject.train))]
-
-
-def grown(call: Callable[[], object], device: str) -> int | None:
-    """Bytes by which the memory in use grows at most during a call; None where nobody counts them."""
-    if device == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return torch.cuda.max_memory_allocated() - before
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak VmHWM to what is in use now
-    except OSError:
-        return None
-    before = _resident("VmRSS")
-    call()
-    return _resident("VmHWM") - before
-
-
-def _resident(key: str) -> int:
-    """Bytes of this process in memory: VmRSS now, VmHWM at the peak. `resource` would give the parent's peak too."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(status[key].split()[0])
-
-
-def _main(request: str) -> None:
-    """The process of its own: prints what `_peaks` returns as JSON."""
-    word, values = json.loads(request)
-    options: dict[str, Any] = values | {"size": Size(*values["size"])}
-    sys.stdout.write(json.dumps(_peaks(word, BenchmarkOptions(**options))))
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1])

@@ -46,8 +46,8 @@ def card(folder: Path) -> str:
         "licence of the weights": f"{facts.licence} (that of the data)",
         "trained on": f"`{options.train_on}`: {config['data']['train']} pictures",
         "network": f"{facts.network}, {facts.parameters / 1e6:.2f} M parameters",
-        "size of a picture": f"{facts.size.height} x {facts.size.width} pixels; others are resized to it and back",
-        "multiply-accumulates": f"{facts.macs_stem / 1e9:.3f} G a picture, {facts.macs_step / 1e9:.3f} G a step",
+        "input size": f"{facts.size.height} x {facts.size.width} pixels; other sizes are resized to it and back",
+        "multiply-accumulates": f"{facts.macs_stem / 1e9:.3f} G once, {facts.macs_step / 1e9:.3f} G per step",
         "steps": f"trained with {facts.trained_steps}; takes {most}",
         "training": f"{run.position().epoch} of {options.epochs} epochs, seed {options.seed}"
         + (f", from {mean} weights of {', '.join(before)} on" if before else "")
@@ -57,8 +57,8 @@ def card(folder: Path) -> str:
     }
     parts = [
         f"# {facts.name}, trained on {facts.data}",
-        f"Gives every pixel of a picture one of {len(facts.classes)} classes, and refines its answer step by step: "
-        "`trailseg predict PICTURE model=FOLDER` where FOLDER is this one, or `Predictor(FOLDER)` in Python.",
+        f"Assigns every pixel one of {len(facts.classes)} classes and refines the prediction step by step: "
+        "`trailseg predict PICTURE model=FOLDER` with this folder, or `Predictor(FOLDER)` in Python.",
         table(["", ""], about.items(), left=[""]),
         "## Measures",
         whose(run, measured),
@@ -97,7 +97,7 @@ def whose(run: Run, measured: Mapping[str, Any]) -> str:
         of += f": their means, of last steps between {percent(min(ends))} and {percent(max(ends))} % mIoU"
     text = f"{of}, after epoch {measured['epoch']}, on `{split}` at full size: {measured['val']['images']} pictures"
     if share(measured["train_on"], split) or share(measured["before"], split):
-        return f"{text}. **These pictures were trained on: no measure of how well it does on new ones.**"
+        return f"{text}. **It was trained on these pictures: no estimate for new ones.**"
     text += " that were not trained on."
     seen = "+".join(filter(None, [run.options.train_on, run.before.get(run.options.data)]))
     if share(seen, split):
@@ -130,15 +130,15 @@ def limits(facts: Facts, data: str, val: Mapping[str, Any]) -> list[str]:
     absent = ", ".join(name for name, iou in last.items() if iou is None)
     notes = {
         NEAR: data == "camvid" and "val" in val["split"].split("+"),
-        f"It finds some classes badly or not at all, by their IoU after the last step: {weak}.": weak,
-        f"Of some classes there was nothing to measure: {absent}.": absent,
+        f"It detects some classes poorly or not at all (IoU after the last step): {weak}.": weak,
+        f"Absent from these pictures, so not measured: {absent}.": absent,
     }
     return [
-        "For research and teaching: to label pictures like those that it was trained on, and to study refinement.",
-        "**No safety component**: nothing that can hurt somebody may rely on it, no vehicle and no robot.",
-        ABOUT[data] + " Of other places, cameras, weather or light nothing was measured.",
+        "For research and teaching: to segment pictures like its training pictures, and to study refinement.",
+        "**Not for safety-critical use**: no vehicle or robot that could cause harm may rely on it.",
+        ABOUT[data] + " Other places, cameras, weather and lighting were not evaluated.",
         *(note for note, applies in notes.items() if applies),
-        "How far its probabilities can be trusted was not measured.",
+        "The calibration of its probabilities was not measured.",
     ]
 
 

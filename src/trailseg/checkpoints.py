@@ -1,4 +1,4 @@
-"""A checkpoint: tensors and facts in one safetensors file with their checksum, written whole and read whole or refused.
+"""A checkpoint: tensors and metadata in one safetensors file with a checksum, written and read whole or not at all.
 
 Safetensors holds numbers and text alone: reading a file of unknown origin carries out nothing that it says.
 """

@@ -1,4 +1,4 @@
-"""The command line: one function a command, each importing what it needs, so that `--help` answers at once."""
+"""The command line: one function per command, each importing what it needs, so that `--help` is fast."""
 
 import itertools
 import json
@@ -154,7 +154,7 @@ def _anytime(options: config.EvaluateOptions) -> int:
     print(f"milliseconds on {measured['device']}, one picture, precision {measured['precision']}\n")
     heads = ["steps", "pixel accuracy %", "mIoU %", "GMAC", "ms"]
     _print_table(heads, [[step["step"], *_accuracy_and_cost(step)] for step in measured["steps"]])
-    print("\nsteps=auto, which ends an answer once a step changes less than the tolerance:\n")
+    print("\nsteps=auto, which stops once a step changes less than the tolerance:\n")
     heads = ["at most", "tolerance", "mean steps", "core MACs saved %", *heads[1:]]
     auto = [
         [s["most_steps"], s["tolerance"], f"{s['mean_steps']:.2f}", f"{100 * s['saved_core_macs']:.1f}"]

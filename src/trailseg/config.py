@@ -1,4 +1,4 @@
-"""The one vocabulary of options: what can be set, its unit, its default, and the original study's value."""
+"""All options: what can be set, its unit, its default, and the original study's value."""
 
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -45,26 +45,26 @@ class PartsOptions:
     """The parts that a network is built from."""
 
     stem: str = "s8"
-    """Stem: s8 makes the picture 8 times smaller each way by strides; x1, x2, x4 or x8 by pools (original: x8)."""
+    """Stem: s8 downsamples by 8 with strided convolutions; x1, x2, x4 or x8 with pooling (original: x8)."""
     core: str = "resunet"
     """Core: resnet, resunet (skips), upresnet or upresunet (nearest-neighbour upsampling), dilated (coarsest level)."""
     norm: str = "group"
-    """Norm: group, layer, instance, batch, step (batch, with the first step's statistics apart); or layerHW (original),
-    layerCHW, which bind the weights to one size."""
+    """Norm: group, layer, instance, batch, step (batch, separate statistics for the first step); or layerHW (original),
+    layerCHW, which tie the weights to one size."""
     channels: int = 60
     """Feature channels F."""
     depth: int = 4
-    """Halvings M inside the core; 0 only for core=dilated."""
+    """Halvings M in the core; 0 only for core=dilated."""
     growth: float = 1.5
-    """Factor by which the core's channels grow a level."""
+    """Factor of the core's channels from level to level."""
     finer: int = 1
-    """How many times finer than the features the head predicts, each way: a divisor of the stem's scale."""
+    """Resolution of the head's logits relative to the features, each way: a divisor of the stem's scale."""
     guided: int = 1
-    """How many times finer still, each way, the picture guides the logits to be: 1 (not at all: original), 2 or 4; for
-    stem=s8 with finer=2."""
+    """Further upsampling of the logits, each way, with weights from the picture: 1 (none: original), 2 or 4; needs
+    stem=s8 and finer=2."""
     standardize: str = "data"
-    """By whose mean and deviation each colour of a picture is standardised: data (the training pictures' together:
-    original), or picture (its own, so that light and tint are gone before the stem)."""
+    """Mean and deviation that standardise each colour channel: data (of all training pictures: original), or picture
+    (of the picture itself, which removes brightness and tint)."""
     steps: int = 3
     """Steps of refinement S."""
     size: Size = Size(128, 256)
@@ -106,63 +106,63 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(DataOptions, NetworkOptions):
-    """Train one network into a run directory, or go on with resume=RUN."""
+    """Train one network into a run directory, or resume one (resume=RUN)."""
 
     device: str = "auto"
     """Device: auto, cpu, cuda or mps."""
     precision: str = "auto"
     """Precision: 32, bf16 (mixed: weights stay in 32 bits), or auto: bf16 where CUDA computes in it, else 32."""
     channels_last: bool = True
-    """Whether features lie in memory channels-last (NHWC): faster convolutions, but on a processor a slower
-    norm=layerHW."""
+    """Whether to use the channels-last memory layout (NHWC): faster convolutions, but slower norm=layerHW on a
+    CPU."""
     compile: bool = False
-    """Whether torch.compile translates stem and cores: minutes at the start, and slower on a processor."""
+    """Whether to apply torch.compile to stem and cores: minutes at the start, and no faster on a CPU."""
     epochs: int = 100
-    """Times that every training picture is seen (original: 100 and 250)."""
+    """Passes over the training pictures (original: 100 and 250)."""
     batch: int = 6
     """Pictures per optimiser step, over all processes."""
     lr: float = 1e-3
     """Learning rate."""
     optimizer: str = "adamw"
-    """Optimiser: adamw (original), or muon, which needs far fewer epochs: it orthogonalises the steps of kernels."""
+    """Optimiser: adamw (original), or muon, which orthogonalises updates of kernels and needs far fewer epochs."""
     schedule: str = "constant"
     """Learning rate over the epochs: constant (original) or cosine (to zero)."""
     warmup: int = 0
-    """First epochs, in which the learning rate grows evenly to `lr`."""
+    """Epochs of linear learning-rate warm-up to `lr`."""
     weight_decay: float = 0.0
     """Decoupled weight decay; with 0 adamw is Adam (original)."""
     ema: float = 0.0
-    """Share that the average of the weights keeps at each optimiser step (less before step 9 / (1 - ema)); the average
-    is what is measured and used."""
+    """Decay of the moving average of the weights (lower before step 9 / (1 - ema)); the average is what is evaluated
+    and used; 0 for none."""
     dice: float = 1.0
     """Weight of the Dice loss beside cross-entropy; 0 leaves it out."""
     lovasz: float = 0.0
     """Weight of the Lovasz-softmax loss of the last step; 0 leaves it out."""
     fuse_start: str = "random"
-    """What a fuse of context and state gives at first: random (a mix: original), or state (as where none is copied)."""
+    """Initial output of a context-state fusion layer: random (a mix: original), or state (the context ignored)."""
     balance: float | None = None
     """c in a class's weight 1 / ln(c + its share of the pixels) in cross-entropy, 1.02 to 1.5 (default: all alike)."""
     target: str = "centre"
-    """What a logit is trained towards: centre (the class at the centre of its square of the picture: original), or
-    area (the share that each class has of its square)."""
+    """Target of a logit: centre (the class at the centre of its cell of the picture: original), or area (the share of
+    the cell that each class covers)."""
     gamma: float = 1.0
     """Weight of a step in the loss, relative to the step after it (original: 1, all alike)."""
     fewest_steps: int | None = None
-    """Fewest steps of a batch: each draws its number from this to `steps` (default and original: always `steps`)."""
+    """Minimum steps: each batch draws a number between this and `steps` (default and original: always `steps`)."""
     prefix: int = 0
-    """Most steps that come before those, without gradient and loss: each batch draws their number from 0 to this."""
+    """Maximum number of preceding steps without gradient or loss: each batch draws a number from 0 to this."""
     augment: str = "drive"
-    """Augmentation: none, seed (flips and rotations by 15 and 30 degrees: original), drive (forward views), views
-    (scales of 0.7 to 2), weather (views in other light and colours), robust (weather, and parts of other pictures),
-    mild (robust in less of other light, for standardize=picture), or classmix (mild, and classes of other pictures)."""
+    """Augmentation: none, seed (flips and rotations by 15 and 30 degrees: original), drive (small shifts, scales
+    and light changes), views (crops at scales 0.7 to 2), weather (views plus light and colour), robust (weather plus
+    CutMix), mild (robust with weaker light changes, for standardize=picture), or classmix (mild plus ClassMix)."""
     memory: float = 4.0
-    """Gigabytes of decoded pictures to hold in memory, for each of train and val; more are mapped from the cache."""
+    """Gigabytes of decoded pictures to hold in memory, for each of train and val; more are memory-mapped."""
     skip_bad: bool = False
-    """Whether to leave out pictures that cannot be read or have no right label, rather than to stop."""
+    """Whether to skip pictures that are unreadable or have no valid label, instead of stopping."""
     recompute: bool = False
     """Whether the backward pass recomputes each step and the stem's norms: less memory, more time, the same weights."""
     crop: Size | None = None
-    """Height,width in pixels of the crop of each picture that is trained on, at zoom 1 (default: the whole picture)."""
+    """Height,width in pixels of the training crop, at zoom 1 (default: the whole picture)."""
     seed: int = 0
     """Seed of the weights, the order of the pictures and the augmentation."""
     train_on: str = "train"
@@ -172,17 +172,17 @@ class TrainOptions(DataOptions, NetworkOptions):
     val_every: int = 1
     """Epochs from one validation to the next; the last epoch is always validated."""
     start_from: list[str] | None = None
-    """Run directory, or network of the package, to take the first weights from, or several, joined by commas: the mean
-    of theirs; where its classes are others, head and feedback begin with random weights."""
+    """Run directory or included network to initialise the weights from; several, joined by commas, are averaged; if its
+    classes differ, head and feedback start from random weights."""
     teacher: list[str] | None = None
-    """Run directory, or network of the package, whose answers are learned from beside the truth, or several, joined by
-    commas: the mean of their probabilities; for target=area."""
+    """Run directory or included network to distil from; of several, joined by commas, the mean of the probabilities;
+    needs target=area."""
     taught: float = 0.5
-    """Share of the teacher's answer in what a logit is trained towards, 0 to 1; the rest is the truth."""
+    """Weight of the teacher's prediction in the target, 0 to 1; the rest is the ground truth."""
     stem_from: list[str] | None = None
-    """Run directory, or network of the package, to take the trained stem from."""
+    """Run directory or included network to take the trained stem from."""
     freeze_stem: bool = False
-    """Whether a stem that was taken from another run stays as it is."""
+    """Whether to freeze a stem taken from another run."""
     devices: int = 1
     """Processes to train with on each node, one device each."""
     nodes: int = 1
@@ -190,7 +190,7 @@ class TrainOptions(DataOptions, NetworkOptions):
     out: str | None = None
     """Run directory to make (default: runs/ and the network's name)."""
     resume: str | None = None
-    """Run directory to go on with after a cut; its own options hold, but for where and how it is computed."""
+    """Run directory to resume; its own options apply, except for where and how it is computed."""
 
     @property
     def sources(self) -> list[str]:
@@ -275,7 +275,7 @@ class MakeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions(DataOptions):
-    """Name every fault of a data set, each with its file and the remedy."""
+    """List every problem of a data set, with its file and how to fix it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +297,7 @@ class TrainedOptions:
     device: str = "auto"
     """Device: auto, cpu, cuda or mps."""
     checkpoint: str = "last"
-    """Checkpoint: last, before (the checkpoint before last) or best (on val, so measured there it flatters)."""
+    """Checkpoint: last, before (the checkpoint before last) or best (chosen on val, so optimistic there)."""
 
     def __post_init__(self) -> None:
         require("device", self.device, DEVICES)
@@ -315,11 +315,11 @@ class EvaluateOptions(TrainedOptions):
     steps: StepRange | None = None
     """Steps to measure: 8, or 1..8, or 4..8 (default: up to those trained)."""
     anytime: bool = False
-    """Whether to hold accuracy against steps, MACs and time, and stopping by itself, as JSON and a plot in the run."""
+    """Whether to write accuracy against steps, MACs and time, and of automatic stopping, as JSON and a plot."""
     split: str = "val"
     """Split to measure on: train, val or test (tas500 also val-all)."""
     root: str | None = None
-    """Folder that holds the data set (default: where it was trained from)."""
+    """Folder that holds the data set (default: as in training)."""
     batch: int = 8
     """Pictures at a time."""
     json: bool = False
@@ -339,18 +339,18 @@ class PredictOptions(TrainedOptions):
     """Write class ids and an overlay for each picture, or an overlaid video, at their own size."""
 
     model: str | None = field(default=None, metadata=FREE)
-    """Run directory, exported file, or network of the package (default: camvid, of the package)."""
+    """Run directory, exported file, or name of an included network (default: camvid)."""
     pictures: str
     """Picture, folder of pictures, or video."""
     out: str | None = None
-    """Folder for NAME.png (8-bit class ids) and NAME_overlay.png or .mp4; where it holds answers to the same question,
-    those are kept and the others made (default: answers, or the next free number)."""
+    """Folder for NAME.png (8-bit class ids) and NAME_overlay.png or .mp4; results of the same request are kept and the
+    missing ones added (default: answers, or the next free number)."""
     steps: int | Literal["auto"] | None = None
     """Steps of refinement, or auto: until a step changes less than `tolerance` (default: as trained)."""
     tolerance: float = TOLERANCE
     """Share of the pixels, 0 to 1, that a step must change for steps=auto to take another."""
     most_steps: int | None = None
-    """Most steps of steps=auto (default: twice those trained, or as many as the network takes)."""
+    """Maximum for steps=auto (default: twice the trained steps, or the network's maximum)."""
     precision: str = "32"
     """Precision: 32, bf16 (mixed) or auto (bf16 on CUDA); an exported file computes in 32."""
     size: Size | None = None
@@ -358,7 +358,7 @@ class PredictOptions(TrainedOptions):
     batch: int = 1
     """Pictures at a time."""
     warm_start: bool = False
-    """Whether each frame of a video goes on from the answer to the one before."""
+    """Whether each video frame starts from the state of the previous one."""
 
     def __post_init__(self) -> None:
         TrainedOptions.__post_init__(self)
@@ -368,7 +368,7 @@ class PredictOptions(TrainedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions(PartsOptions):
-    """Measure what networks cost on this machine: time, memory, and a plot of runs' accuracy against it."""
+    """Measure networks' time and memory on this machine, and plot runs' accuracy against time."""
 
     networks: list[str] = field(default_factory=list)
     """Rows of the table, run directories and exported .onnx files (default: the twelve networks and single)."""
@@ -404,10 +404,10 @@ class BenchmarkOptions(PartsOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AppOptions(TrainedOptions):
-    """Open a page on this machine: drop a picture, and move a slider through the steps of its answer."""
+    """Serve a local web page: drop a picture, and move a slider through the steps."""
 
     model: str | None = field(default=None, metadata=FREE)
-    """Run directory, exported file, or network of the package (default: camvid, of the package)."""
+    """Run directory, exported file, or name of an included network (default: camvid)."""
     port: int | None = None
     """Port of 127.0.0.1 (default: 7860, or the next that is free)."""
 
@@ -428,7 +428,7 @@ class ExportOptions:
     parts: bool = False
     """Whether to write stem.onnx and step.onnx instead, for runtimes without loops and for stopping by the clock."""
     warm_start: bool = False
-    """Whether the file can also go on from the frame before in a video (not for OpenVINO)."""
+    """Whether the file can also start from a video's previous frame (not for OpenVINO)."""
     checkpoint: str = "last"
     """Checkpoint: last, before (the checkpoint before last) or best (chosen on val)."""
 
@@ -440,15 +440,15 @@ class ExportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
-    """Write what others need of a finished run: its weights alone, an ONNX file, and a model card."""
+    """Package a finished run for sharing: its weights, an ONNX file, and a model card."""
 
     run: str
     """Run directory, as `trailseg train` made it."""
     out: str
     """Folder to write; it works wherever a run directory does."""
     measured_by: list[str] | None = None
-    """Runs, joined by commas, whose last measures, on average, the card gives: the same options and training steps, on
-    fewer splits, each with its seed, and so the runs that they started from (default: this run)."""
+    """Runs, joined by commas, whose mean final figures the card reports: same options and training steps, fewer splits,
+    any seed, and likewise the runs they started from (default: this run)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -456,14 +456,14 @@ class StudyOptions(TrainOptions):
     """Train, resume or skip every run of a study, then report."""
 
     file: str
-    """YAML file of the study; options of `train` beside it win over what it says."""
+    """YAML file of the study; `train` options on the command line override it."""
     out: str | None = None
     """Folder of the runs and the report (default: runs/ and the file's name)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Write table, plots and report.html again, from the logs alone."""
+    """Rebuild table, plots and report.html from the logs."""
 
     folder: str
     """Folder of a study, or of one run."""

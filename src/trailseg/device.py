@@ -1,4 +1,4 @@
-"""Where a trained network computes, and in which precision: without what only training needs, which starts slowly."""
+"""Device and precision of inference, without the slow imports that only training needs."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

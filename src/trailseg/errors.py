@@ -1,4 +1,4 @@
-"""The two kinds of failure a user can mend; each is one line that says what, where and what to do."""
+"""The two kinds of error a user can fix; each is one line that says what, where and what to do."""
 
 import re
 from collections.abc import Iterable
@@ -15,12 +15,15 @@ class FileError(Exception):
 
     def __init__(self, path: Path | str, problem: str, remedy: str) -> None:
         self.path, self.problem, self.remedy = Path(path), problem, remedy
-        super().__init__(f"{path}: {problem}; {remedy}")
+        super().__init__(path, problem, remedy)  # with which another process makes it anew
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}; {self.remedy}"
 
 
 def lacks_memory(error: Exception) -> bool:
     """Whether an exception, of Python or of PyTorch on any device, says that there is not enough memory."""
-    return isinstance(error, MemoryError) or bool(re.search("memory|[Ss]torage size", str(error)))
+    return isinstance(error, MemoryError) or bool(re.search("(out of|allocate) memory|[Ss]torage size", str(error)))
 
 
 def missing(what: str, extra: str) -> OptionError:

@@ -1,4 +1,4 @@
-"""Exporting a trained network to ONNX, and holding the file against PyTorch before it is kept."""
+"""Exporting a trained network to ONNX, and checking the file against PyTorch before it is kept."""
 
 from collections.abc import Iterator
 from contextlib import suppress

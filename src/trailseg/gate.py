@@ -1,4 +1,4 @@
-"""The gate before the page: what may be asked of it, how much at once, and how long and how slow a body may be.
+"""The web page's request filter: what may be requested, how much at once, and how large and slow a body may be.
 
 Gradio's own server takes any number of uploads at once, keeps broken ones for ever, and ends many a malformed request
 with a traceback.

@@ -1,4 +1,4 @@
-"""Answering with a trained network in PyTorch: any number of steps, or as many as each picture needs.
+"""Inference in PyTorch: any number of steps, or as many as each picture needs.
 
 Legend: B batch, S steps, K classes, h x w feature map.
 """

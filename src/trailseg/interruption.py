@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM in a training: what is done is stored and the process ends, whatever it is just computing.
+"""SIGINT and SIGTERM during training: progress is saved and the process ends, even in mid-computation.
 
 Python handles a signal between two of its own instructions, and a backward pass may be a single one of many seconds.
 So a thread waits for the signals and does what is to be done, while the main thread computes on.

@@ -1,4 +1,4 @@
-"""The loss of a trail of predictions: cross-entropy plus Dice, a weighted mean over the steps, plus Lovasz of the last.
+"""The loss over all steps: a weighted mean of cross-entropy plus Dice, and Lovasz-softmax of the last step.
 
 Legend: B batch, S steps, K classes, h x w feature map.
 """

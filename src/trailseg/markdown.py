@@ -1,4 +1,4 @@
-"""Markdown: tables, and text that means nothing in it."""
+"""Markdown: tables, and escaping of plain text."""
 
 import re
 from collections.abc import Container, Iterable, Sequence

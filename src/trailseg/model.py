@@ -1,4 +1,4 @@
-"""What a trained network is to those who only use it: facts, and one method that answers pictures.
+"""The interface of a trained network: its facts, and one method that predicts pictures.
 
 Legend: B batch, S steps, K classes, H x W picture, h x w size at which the network computes.
 """

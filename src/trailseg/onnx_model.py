@@ -1,4 +1,4 @@
-"""Answering with an exported file in ONNX Runtime, without PyTorch: what a robot needs."""
+"""Inference from an exported file in ONNX Runtime, without PyTorch: what a robot needs."""
 
 from hashlib import sha256
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The optimisers: one table from the option's name to what makes one of a network's weights."""
+"""The optimisers: a table from the option's name to the constructor."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Teachers: trained networks whose answers another learns from, beside the truth."""
+"""Distillation: trained networks whose predictions are targets beside ground truth."""
 
 from collections.abc import Sequence
 

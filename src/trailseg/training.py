@@ -162,11 +162,7 @@ class Training:
             images, labels = load(fetched, options.crop or options.size, self.fabric.device)
             prefix, steps = draw_steps(options, most=network.up_to(options.steps), epoch=epoch, number=number)
             position = draw_position(options, epoch=epoch, number=number)
-            logits = self.wrapped_network(images, steps, prefix, position)
-            sums, counts = self.criterion(logits, self.target(images, labels, position))
-            # DDP takes the mean of the processes' gradients; dividing by the counts of all makes it that of one.
-            counts = together(self.fabric, counts)
-            loss = (world * sums / counts.clamp(min=1)).sum()
+            loss = self.loss(images, labels, steps=steps, prefix=prefix, position=position)
             whole = together(self.fabric, loss.detach()) / world
             self.wrapped_optimizer.zero_grad()
             self.fabric.backward(loss)
@@ -183,6 +179,18 @@ class Training:
                 self._keep_buffers()
         with self._changing:
             self._settle()
+
+    def loss(
+        self, images: Tensor, labels: Tensor, *, steps: int, prefix: int = 0, position: int | None = None
+    ) -> Tensor:
+        """The loss () of images (B, 3, H, W) in 0..1 with their labels (B, H, W) uint8; see `Recurrence.forward`.
+
+        It is divided by what counts on all processes and multiplied by their number: DDP takes the mean of the
+        processes' gradients, which is then the gradient of one process with the whole batch.
+        """
+        logits = self.wrapped_network(images, steps, prefix, position)
+        sums, counts = self.criterion(logits, self.target(images, labels, position))
+        return (self.fabric.world_size * sums / together(self.fabric, counts).clamp(min=1)).sum()
 
     def target(self, images: Tensor, labels: Tensor, position: int | None = None) -> Tensor:
         """What `StepLoss` holds logits of images (B, 3, H, W) against, by their labels (B, H, W) and the teachers.
@@ -241,6 +249,21 @@ class Training:
         return float(loss * len(batch.everyone))
 
 
+class Mixed(NamedTuple):
+    """Those M pictures of a batch that another picture covers in part, and what covers them; see `augment.cover`."""
+
+    where: Tensor
+    """(M,) their places in the batch."""
+    images: Tensor
+    """(M, 3, H, W) uint8: the pictures that cover them, with labels (M, H, W)."""
+    labels: Tensor
+    drawn: Tensor
+    """See `augment.draw`."""
+    boxes: Tensor
+    """See `augment.draw_partners`, as of `seen`."""
+    seen: Tensor
+
+
 class Fetched(NamedTuple):
     """A batch as it lies in memory, and what has been drawn for it: all but the arithmetic."""
 
@@ -250,9 +273,8 @@ class Fetched(NamedTuple):
     """(B, H, W) uint8."""
     drawn: Tensor | None
     """See `augment.draw`; None where nothing is changed."""
-    others: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] | None
-    """The places in the batch of those pictures that another covers in part, and images, labels, drawn, boxes and seen
-    of the pictures that do; None where there are none."""
+    mixed: Mixed | None
+    """None where no picture covers another."""
 
 
 def fetch(memory: Memory, options: TrainOptions, epoch: int, batch: Batch) -> Fetched:
@@ -269,11 +291,11 @@ def fetch(memory: Memory, options: TrainOptions, epoch: int, batch: Batch) -> Fe
     if not preset.mix:
         return Fetched(images, labels, drawn, None)
     partners, partners_drawn, boxes, seen = augment.draw_partners(preset, len(memory.names), **drawing)
-    mixed = ((partners >= 0) & ~batch.repeated).nonzero()[:, 0]  # what does not count stays so
-    if not len(mixed):
+    where = ((partners >= 0) & ~batch.repeated).nonzero()[:, 0]  # what does not count stays so
+    if not len(where):
         return Fetched(images, labels, drawn, None)
-    others = (mixed, *memory.take(partners[mixed]), partners_drawn[mixed], boxes[mixed], seen[mixed])
-    return Fetched(images, labels, drawn, others)
+    mixed = Mixed(where, *memory.take(partners[where]), partners_drawn[where], boxes[where], seen[where])
+    return Fetched(images, labels, drawn, mixed)
 
 
 def load(fetched: Fetched, size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -282,11 +304,10 @@ def load(fetched: Fetched, size: Size, device: torch.device) -> tuple[Tensor, Te
     if fetched.drawn is None:
         return images, labels
     images, labels = augment.apply(images, labels, fetched.drawn, size)
-    if fetched.others is not None:
-        mixed, others, other_labels, drawn, boxes, seen = fetched.others
-        views = augment.apply(others.to(device).float() / 255, other_labels.to(device), drawn, size)
-        here = mixed.to(device)
-        images[here], labels[here] = augment.cover(images[here], labels[here], *views, boxes, seen)
+    if mixed := fetched.mixed:
+        views = augment.apply(mixed.images.to(device).float() / 255, mixed.labels.to(device), mixed.drawn, size)
+        here = mixed.where.to(device)
+        images[here], labels[here] = augment.cover(images[here], labels[here], *views, mixed.boxes, mixed.seen)
     return images, labels
 
 

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Atomic file writes: nobody ever sees half a file."""
 
 import os
 import shutil

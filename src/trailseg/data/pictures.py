@@ -1,4 +1,4 @@
-"""Reading a picture file rightly, or refusing it by name: what it is, sizes, damage, modes, depths, orientation."""
+"""Reading a picture file correctly, or rejecting it with an error: format, size, damage, mode, depth, EXIF."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Guided upsampling: every finer logit a mean of the nine around it, whose weights are read off the picture.
+"""Guided upsampling: each finer logit is a mean of its nine neighbours, weighted by picture features.
 
 The convex upsampling of Teed and Deng, "RAFT", 2020, section 3.3, but guided by features of the picture, not by the
 hidden state: paid once a picture, however many steps, and sharp where the picture is.

@@ -1,4 +1,4 @@
-"""Recomputing in the backward pass what the forward pass did not keep: memory for a little time, the same gradients.
+"""Gradient checkpointing: the backward pass recomputes activations; less memory, more time, the same gradients.
 
 Chen et al., "Training deep nets with sublinear memory cost", 2016, section 3; for norms and activations alone Pleiss et
 al., "Memory-efficient implementation of DenseNets", 2017.

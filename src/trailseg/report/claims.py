@@ -1,4 +1,4 @@
-"""The original study's claims held against a table, and whether one step would do: a sentence for each."""
+"""The original study's claims tested against a table, and whether one step would do: a sentence each."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -34,8 +34,8 @@ def _residual(named: dict[str, Row]) -> Iterator[str]:
         yield (
             f"**Residual connections matter most**: {'holds' if holds else 'does not hold'} in these figures. Of "
             f"{len(pairs)} pairs of networks that differ in nothing else, the residual one is better in {better}, by "
-            f"{mean:+.1f} points of mIoU on average ({_listed(pairs)}). Changed alone, the other axes bring "
-            f"{_listed(effects)} points."
+            f"{mean:+.1f} points of mIoU on average ({_listed(pairs)}). Changed alone, the other axes gain, in points: "
+            f"{_listed(effects)}."
         )
 
 
@@ -95,7 +95,7 @@ def _baseline(named: dict[str, Row], baselines: Sequence[Row]) -> Iterator[str]:
         leads = {name: 100 * (row.miou[-1].mean - one.miou[-1].mean) for name, row in named.items()}
         if leads:
             yield (
-                f"**Is it refinement, or would one step do?** Trained for its one step alone, {one.name} has "
+                f"**Is it refinement, or would one step do?** Trained for a single step, {one.name} has "
                 f"{one.miou[-1].percent()} % mIoU; {sum(lead > 0 for lead in leads.values())} of {len(leads)} networks "
                 f"end above that ({_listed(leads)})."
             )

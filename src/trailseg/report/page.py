@@ -1,4 +1,4 @@
-"""The page of a study: one HTML file that holds everything and asks the network for nothing."""
+"""The page of a study: one self-contained HTML file that loads nothing from the network."""
 
 import json
 import re

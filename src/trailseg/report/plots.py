@@ -231,13 +231,13 @@ PLOTS: dict[str, tuple[Callable[[Table], Figure | None], str, str]] = {
         _refinement,
         "What refinement brings",
         "mIoU after each step at the last validated epoch, mean over the seeds; dashed: a network of one step; "
-        "pale, without a name: what another row goes on from.",
+        "pale, without a name: what another row starts from.",
     ),
     "accuracy_against_parameters": (
         _accuracy_against_parameters,
         "Accuracy against size",
         "mIoU of the last step against parameters; whiskers are one standard deviation over the seeds; small, without "
-        "a name: what another row goes on from.",
+        "a name: what another row starts from.",
     ),
     "miou_per_step": (
         _miou_per_step,

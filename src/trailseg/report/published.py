@@ -1,4 +1,4 @@
-"""Figures that others published, as a study lists them: shown beside those measured here, never among them."""
+"""Published figures that a study lists: shown beside those measured here, never mixed with them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
