@@ -59,10 +59,9 @@ def ratios(options: Options) -> list[tuple[float, float]]:
         return count
 
     def steps(number: int) -> int:
-        for _ in range(count // options.batch):
-            trained.wrapped_optimizer.zero_grad()
-            fabric.backward(trained.loss(images, labels, steps=network.up_to(options.steps)))
-            trained.wrapped_optimizer.step()
+        for index in range(count // options.batch):
+            trained.compute_gradients(images, labels, epoch=number, number=index)
+            trained.update_weights(step=index)
         if fabric.device.type == "cuda":
             torch.cuda.synchronize()
         return count // options.batch * options.batch

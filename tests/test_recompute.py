@@ -6,6 +6,7 @@ import pytest
 import torch
 from small import grown
 from test_networks import make, picture, steps_of
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from trailseg.losses import StepLoss
 from trailseg.networks.norms import NORMS
@@ -77,6 +78,20 @@ def test_compiled_parts_give_the_same_and_any_number_of_steps():
     assert fast.state_dict().keys() == plain.state_dict().keys()
 
 
+def test_each_shape_is_compiled_once_and_other_networks_make_no_difference(monkeypatch):
+    counter, compile_ = CompileCounterWithBackend("eager"), torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile_(self, backend=counter, **how))
+    counts = []
+    for channels in (8, 12):
+        network = make("gated", norm="step", core="dilated", depth=0, channels=channels)
+        network.compile_parts()
+        for pictures in (3, 3, 2, 3, 4, 2):  # the last batch of an epoch is smaller
+            network(picture(pictures, 3, 16, 24), 3)
+            counts.append(counter.frame_count)
+    assert counts[0] == counts[1] < counts[2] == counts[3] < counts[4] == counts[5]
+    assert counts[6:] == [counts[5] + count for count in counts[:6]]
+
+
 def test_nothing_is_recomputed_where_no_gradient_is_asked_for(monkeypatch):
     network = make()
     network.save_memory()
@@ -109,6 +124,7 @@ def test_memory_hardly_grows_with_the_steps():
         return grown(
             f"""
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from trailseg.losses import StepLoss
 from trailseg.networks.build import build
 network = build(network="iterative-v4", stem="s8", core="resunet", norm="group", channels=24, depth=1, growth=1.5,

@@ -64,6 +64,11 @@ def words(folder, **options):
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
+# As the accurate networks are trained, and in their later phases.
+ACCURATE = {"network": "gated", "stem": "s8", "core": "dilated", "norm": "step", "depth": 1, "finer": 2,
+    "size": Size(64, 96), "optimizer": "muon", "ema": 0.9, "balance": 1.1, "standardize": "picture"}  # fmt: skip
+GUIDED = {"guided": 2, "target": "area", "lovasz": 1.0, "augment": "classmix"}
+
 
 def test_a_run_repeated_ends_the_same_to_the_bit(tmp_path):
     one, two = train(tmp_path / "one"), train(tmp_path / "two")
@@ -81,6 +86,11 @@ def test_a_run_repeated_ends_the_same_to_the_bit(tmp_path):
         {"steps": 4, "fewest_steps": 1, "prefix": 3, "gamma": 0.8},
         {"ema": 0.9, "weight_decay": 0.1, "warmup": 2, "augment": "robust", "crop": Size(8, 12), "balance": 1.1},
         {"optimizer": "muon", "weight_decay": 0.1},
+        ACCURATE | GUIDED,
+        pytest.param(
+            ACCURATE | GUIDED | {"device": "cuda", "precision": "bf16"},
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator"),
+        ),
     ],
 )
 def test_a_run_cut_after_any_epoch_and_resumed_ends_the_same_to_the_bit(tmp_path, monkeypatch, options):
@@ -796,6 +806,7 @@ def test_a_study_trains_what_is_missing_and_leaves_what_is_done(tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
-def test_training_on_an_accelerator_repeats_to_the_bit(tmp_path):
-    one, two = (train(tmp_path / n, device="cuda", precision="bf16") for n in ("one", "two"))
+@pytest.mark.parametrize("options", [{}, ACCURATE, ACCURATE | GUIDED])
+def test_training_on_an_accelerator_repeats_to_the_bit(tmp_path, options):
+    one, two = (train(tmp_path / n, **options | {"device": "cuda", "precision": "bf16"}) for n in ("one", "two"))
     assert one.checkpoint("last").read_bytes() == two.checkpoint("last").read_bytes()

@@ -50,7 +50,8 @@ class StepLoss:
         sums = (torch.stack(found) * weights[:, None]).sum(0) / weights.sum()
         if self.lovasz:
             last = logits[:, -1].float().softmax(1)
-            sums = sums + sums.new_tensor([0, self.lovasz]) * lovasz_softmax(last, _largest(target)).sum()
+            term = self.lovasz * lovasz_softmax(last, _largest(target)).sum()
+            sums = sums + torch.stack([torch.zeros_like(term), term])
         truth, scored = _truth(target, logits.shape[2])
         pixels = scored if self.weights is None else truth * self.weights.to(sums)[:, None, None]
         return sums, torch.stack([pixels.sum(), scored.flatten(1).any(1).sum()]).to(sums)
@@ -62,7 +63,7 @@ class StepLoss:
         if target.is_floating_point():
             entropy = -(target * (log_p if weights is None else weights[:, None, None] * log_p)).sum()
         else:
-            entropy = F.nll_loss(log_p, target, weights, ignore_index=IGNORE, reduction="sum")
+            entropy = F.nll_loss(log_p, target, weights, ignore_index=IGNORE, reduction="none").sum()
         return torch.stack([entropy, self.dice * soft_dice(log_p.exp(), target).sum()])
 
 
@@ -90,7 +91,9 @@ def lovasz_softmax(probabilities: Tensor, target: Tensor) -> Tensor:
     truth = truth.gather(2, order)
     # 1 - IoU of the class where the pixels up to each are wrong: what one more wrong pixel costs is its weight.
     there = truth.sum(2, keepdim=True)
-    wrong = 1 - (there - truth.cumsum(2)) / (there + (1 - truth).cumsum(2))
+    so_far = truth.cumsum(2, dtype=torch.int32)  # whole numbers, whose sum is the same every time on a GPU too
+    rank = torch.arange(1, truth.shape[2] + 1, device=truth.device)
+    wrong = 1 - (there - so_far) / (there + (rank - so_far))
     weight = torch.diff(wrong, dim=2, prepend=wrong.new_zeros(()).expand(*wrong.shape[:2], 1))
     seen = there[:, :, 0] > 0
     return ((error * weight).sum(2) * seen).sum(1) / seen.sum(1).clamp(min=1)

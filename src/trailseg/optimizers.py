@@ -16,35 +16,46 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One optimiser step; the gradients of kernels are used up by it."""
+        """One optimiser step; the gradients of kernels are used up by it. Kernels of one shape are computed at once."""
         for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = {}
             for kernel in group["params"]:
-                if kernel.ndim != 4 or kernel.grad is None:
-                    continue
-                state = self.state[kernel]
-                if not state:
-                    state["step"] = torch.tensor(0.0)  # without which AdamW would not load the state
-                    state["momentum"] = torch.zeros_like(kernel)
-                momentum = state["momentum"].lerp_(kernel.grad, 1 - self.MOMENTUM)
-                ahead = kernel.grad.lerp(momentum, self.MOMENTUM).flatten(1)  # Nesterov's
-                kernel.mul_(1 - group["lr"] * group["weight_decay"])
-                length = 0.2 * max(ahead.shape) ** 0.5
-                kernel.add_(orthogonalised(ahead).view_as(kernel), alpha=-group["lr"] * length)
-                kernel.grad = None
+                if kernel.ndim == 4 and kernel.grad is not None:
+                    alike.setdefault(kernel.shape, []).append(kernel)
+            for shape, kernels in alike.items():
+                gradients = [kernel.grad for kernel in kernels if kernel.grad is not None]
+                momenta = [self._momentum(kernel) for kernel in kernels]
+                torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
+                ahead = torch.stack(torch._foreach_lerp(gradients, momenta, self.MOMENTUM)).flatten(2)  # Nesterov's
+                torch._foreach_mul_(kernels, 1 - group["lr"] * group["weight_decay"])
+                length = 0.2 * max(ahead.shape[1:]) ** 0.5
+                steps = orthogonalised(ahead).reshape(-1, *shape).unbind()
+                torch._foreach_add_(kernels, steps, alpha=-group["lr"] * length)
+                for kernel in kernels:
+                    kernel.grad = None
         super().step(closure)
 
+    def _momentum(self, kernel: Tensor) -> Tensor:
+        """That of a kernel, of its shape; of zeros at first."""
+        state = self.state[kernel]
+        if not state:
+            state["step"] = torch.tensor(0.0)  # without which AdamW would not load the state
+            state["momentum"] = torch.zeros_like(kernel)
+        momentum: Tensor = state["momentum"]
+        return momentum
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """The matrix (m, n) with singular values of 0.7 to 1.2, and its singular vectors: five steps of Newton and Schulz.
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Matrices (N, m, n) with singular values of 0.7 to 1.2, and their singular vectors: five Newton-Schulz steps.
 
     The coefficients are Jordan's: near enough to 1, and soon. A matrix of zeros stays one.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide / (wide.norm() + 1e-7)
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    x = wide / (torch.linalg.matrix_norm(wide, keepdim=True) + 1e-7)
     for _ in range(5):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x if wide is matrix else x.T
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x if wide is matrices else x.mT
 
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "muon": Muon}

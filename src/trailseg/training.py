@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import compress
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -58,6 +59,7 @@ def make_repeatable() -> None:
     """Asks torch for the same bits every time, where it has an algorithm that gives them."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS picks algorithms by chance
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as slow as it is safe
     torch.backends.cudnn.benchmark = False
 
 
@@ -101,11 +103,13 @@ class Training:
         self.wrapped_network, self.wrapped_optimizer = fabric.setup(network, self.optimizer)
         self.memory = memory.on(fabric.device)
         balance = options.balance
-        weights = None if balance is None else class_weights(self.memory.class_pixels(classes), balance)
+        weights = None
+        if balance is not None:
+            weights = class_weights(self.memory.class_pixels(classes), balance).to(fabric.device)
         self.criterion = StepLoss(options.dice, options.gamma, options.lovasz, weights, recompute=options.recompute)
         self.classes = classes
         self._changing = Lock()  # held while weights, position and log do not belong together
-        self._keep_buffers()
+        self._buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
         self._told: Callable[[], float] | None = None  # the loss of the last step, which is not yet in the position
 
     def fit(self) -> Recurrence:
@@ -160,37 +164,39 @@ class Training:
         found = map(fetching, rest) if memory.mapped is None else ahead(fetching, rest, depth=AHEAD, workers=AHEAD)
         for number, batch, fetched in zip(numbers, rest, found, strict=True):
             images, labels = load(fetched, options.crop or options.size, self.fabric.device)
-            prefix, steps = draw_steps(options, most=network.up_to(options.steps), epoch=epoch, number=number)
-            position = draw_position(options, epoch=epoch, number=number)
-            loss = self.loss(images, labels, steps=steps, prefix=prefix, position=position)
-            whole = together(self.fabric, loss.detach()) / world
-            self.wrapped_optimizer.zero_grad()
-            self.fabric.backward(loss)
+            loss = self.compute_gradients(images, labels, epoch=epoch, number=number)
             with self._changing:
-                self.wrapped_optimizer.step()
-                if self.average is not None:
-                    average_in(self.average, network, ema=options.ema, step=(epoch - 1) * len(order) + number)
+                largest = self.update_weights(step=(epoch - 1) * len(order) + number)
                 self._settle()
-                largest = torch.nn.utils.get_total_norm(
-                    [w.detach() for w in network.parameters() if w.numel()], math.inf
-                )
-                self._told = partial(self._finite, torch.stack([whole, largest]), batch, epoch)
+                self._told = partial(self._finite, Underway(torch.stack([loss, largest])), batch, epoch)
                 self.at = Position(epoch - 1, number + 1, self.at.loss, time.perf_counter() - started)
-                self._keep_buffers()
+                if self._buffers:
+                    torch._foreach_copy_(list(self._buffers.values()), list(network.buffers()))
         with self._changing:
             self._settle()
 
-    def loss(
-        self, images: Tensor, labels: Tensor, *, steps: int, prefix: int = 0, position: int | None = None
-    ) -> Tensor:
-        """The loss () of images (B, 3, H, W) in 0..1 with their labels (B, H, W) uint8; see `Recurrence.forward`.
+    def compute_gradients(self, images: Tensor, labels: Tensor, *, epoch: int, number: int) -> Tensor:
+        """The loss (), mean over all processes, of a batch: images (B, 3, H, W) in 0..1 and labels (B, H, W) uint8.
 
-        It is divided by what counts on all processes and multiplied by their number: DDP takes the mean of the
-        processes' gradients, which is then the gradient of one process with the whole batch.
+        `number` is its place in the epoch, from 0, of which its steps are a function.
         """
+        options, world = self.options, self.fabric.world_size
+        prefix, steps = draw_steps(options, most=self.network.up_to(options.steps), epoch=epoch, number=number)
+        position = draw_position(options, epoch=epoch, number=number)
         logits = self.wrapped_network(images, steps, prefix, position)
         sums, counts = self.criterion(logits, self.target(images, labels, position))
-        return (self.fabric.world_size * sums / together(self.fabric, counts).clamp(min=1)).sum()
+        # DDP takes the mean of the processes' gradients; dividing by the counts of all makes it that of one.
+        loss = (world * sums / together(self.fabric, counts).clamp(min=1)).sum()
+        self.wrapped_optimizer.zero_grad()
+        self.fabric.backward(loss)
+        return together(self.fabric, loss.detach()) / world
+
+    def update_weights(self, *, step: int) -> Tensor:
+        """Moves the weights and their average by the gradients; the largest weight () then. `step` counts from 0."""
+        self.wrapped_optimizer.step()
+        if self.average is not None:
+            average_in(self.average, self.network, ema=self.options.ema, step=step)
+        return torch.nn.utils.get_total_norm([w.detach() for w in self.network.parameters() if w.numel()], math.inf)
 
     def target(self, images: Tensor, labels: Tensor, position: int | None = None) -> Tensor:
         """What `StepLoss` holds logits of images (B, 3, H, W) against, by their labels (B, H, W) and the teachers.
@@ -221,22 +227,18 @@ class Training:
         weights = {**self.network.state_dict(), **self._buffers}
         self.run.save("last", weights, self.at, self.network, self.optimizer, self.average)
 
-    def _keep_buffers(self) -> None:
-        """Copies those statistics of the network that belong to the position: a forward pass already changes them."""
-        self._buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
-
     def _settle(self) -> None:
         """Adds the loss of the last step to the position: a step later, lest the device be waited for at every one."""
         if self._told:
             self.at = self.at._replace(loss=self.at.loss + self._told())
             self._told = None
 
-    def _finite(self, told: Tensor, batch: Batch, epoch: int) -> float:
+    def _finite(self, told: "Underway", batch: Batch, epoch: int) -> float:
         """The sum of a batch's losses, from their mean and the largest weight after its step.
 
         FileError that names its pictures where one of the two is not finite.
         """
-        loss, largest = told.tolist()
+        loss, largest = told.arrived()
         if not math.isfinite(loss) or not math.isfinite(largest):
             what = "weights are no longer finite" if math.isfinite(loss) else f"the loss is {loss}"
             pictures = ", ".join(self.memory.names[i] for i in batch.everyone.tolist())
@@ -247,6 +249,21 @@ class Training:
                 "look at these pictures, or train anew with a smaller lr; the last checkpoint is whole",
             )
         return float(loss * len(batch.everyone))
+
+
+class Underway:
+    """Numbers (N,) of a device on their way to the host, which goes on meanwhile."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        """Begins to copy them, behind what the device has been asked to compute so far."""
+        self.numbers = numbers.to("cpu", non_blocking=numbers.is_cuda)
+        self.ready = torch.cuda.current_stream(numbers.device).record_event() if numbers.is_cuda else None
+
+    def arrived(self) -> list[float]:
+        """The numbers, once they are there."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        return self.numbers.tolist()
 
 
 class Mixed(NamedTuple):
@@ -280,7 +297,7 @@ class Fetched(NamedTuple):
 def fetch(memory: Memory, options: TrainOptions, epoch: int, batch: Batch) -> Fetched:
     """Reads and draws one batch; with images that are memory-mapped, threads do this ahead."""
     images, labels = memory.take(batch.pictures)
-    labels = labels.masked_fill(batch.repeated.to(labels.device)[:, None, None], IGNORE)
+    labels = labels.masked_fill(batch.repeated.to(labels.device, non_blocking=True)[:, None, None], IGNORE)
     preset = augment.PRESETS[options.augment]
     size = options.crop or options.size
     if preset == augment.PRESETS["none"] and size == options.size:
@@ -300,13 +317,17 @@ def fetch(memory: Memory, options: TrainOptions, epoch: int, batch: Batch) -> Fe
 
 def load(fetched: Fetched, size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
     """Augmented images (B, 3, *size) in 0..1 and labels (B, *size) of one batch, on the device."""
-    images, labels = fetched.images.to(device).float() / 255, fetched.labels.to(device)
+
+    def move(values: Tensor) -> Tensor:  # without a wait, which would be for all that the device has yet to compute
+        return values.to(device, non_blocking=True)
+
+    images, labels = move(fetched.images).float() / 255, move(fetched.labels)
     if fetched.drawn is None:
         return images, labels
     images, labels = augment.apply(images, labels, fetched.drawn, size)
     if mixed := fetched.mixed:
-        views = augment.apply(mixed.images.to(device).float() / 255, mixed.labels.to(device), mixed.drawn, size)
-        here = mixed.where.to(device)
+        views = augment.apply(move(mixed.images).float() / 255, move(mixed.labels), mixed.drawn, size)
+        here = move(mixed.where)
         images[here], labels[here] = augment.cover(images[here], labels[here], *views, mixed.boxes, mixed.seen)
     return images, labels
 
@@ -319,10 +340,12 @@ def average_in(average: Recurrence, network: Recurrence, *, ema: float, step: in
     so that the average is of about the last ninth of the steps so far.
     """
     kept = min(ema, (1 + step) / (10 + step))
-    for weight, new in zip(average.parameters(), network.parameters(), strict=True):
-        weight.lerp_(new, 1 - kept)
-    for buffer, its in zip(average.buffers(), network.buffers(), strict=True):
-        buffer.copy_(torch.lerp(buffer, its, 1 - kept) if buffer.is_floating_point() else its)
+    mine, new = ([*one.parameters(), *one.buffers()] for one in (average, network))
+    moves = [tensor.is_floating_point() for tensor in mine]
+    torch._foreach_lerp_(list(compress(mine, moves)), list(compress(new, moves)), 1 - kept)
+    for count, its in zip(mine, new, strict=True):
+        if not count.is_floating_point():  # how often a norm has been asked
+            count.copy_(its)
 
 
 def draw_steps(options: TrainOptions, *, most: int, epoch: int, number: int) -> tuple[int, int]:

@@ -116,13 +116,13 @@ def apply(images: Tensor, labels: Tensor, drawn: Tensor, size: tuple[int, int]) 
     """
     height, width = images.shape[-2:]
     recolours = bool((drawn[:, 9:] != 1).any())  # asked before `drawn` is where the answer would have to be waited for
-    drawn = drawn.to(images.device)
-    matrix = drawn[:, :6].view(-1, 2, 3)
     # affine_grid measures x in half widths and y in half heights: a rotation in pixels needs the ratio of the two.
-    ratio = torch.tensor([[1.0, height / width, 2.0], [width / height, 1.0, 2.0]], device=images.device)
-    # What `affine_grid` measures in the output's halves is a share of the input's.
-    share = torch.tensor([size[1] / width, size[0] / height, 1.0], device=images.device)
-    grid = F.affine_grid(matrix * ratio * share, [len(images), 3, *size], align_corners=False)
+    ratio = torch.tensor([[1.0, height / width, 2.0], [width / height, 1.0, 2.0]])
+    # What it measures in the output's halves is a share of the input's.
+    share = torch.tensor([size[1] / width, size[0] / height, 1.0])
+    matrix = (drawn[:, :6].view(-1, 2, 3) * ratio * share).to(images.device, non_blocking=True)
+    drawn = drawn.to(images.device, non_blocking=True)
+    grid = F.affine_grid(matrix, [len(images), 3, *size], align_corners=False)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     shifted = F.grid_sample(labels[:, None].float() - IGNORE, grid, mode="nearest", align_corners=False)
     labels = (shifted[:, 0] + IGNORE).to(torch.uint8)
@@ -130,7 +130,8 @@ def apply(images: Tensor, labels: Tensor, drawn: Tensor, size: tuple[int, int]) 
     brightness, contrast, saturation = drawn[:, 6:9, None, None, None].unbind(1)
     images.mul_(brightness)  # in place from here on: fresh memory costs more than the arithmetic
     torch.lerp(images.mean((1, 2, 3), keepdim=True), images, contrast, out=images)
-    grey = (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    red, green, blue = torch.split(images, 1, 1)
+    grey = 0.299 * red + 0.587 * green + 0.114 * blue
     torch.lerp(grey, images, saturation, out=images).clamp_(0, 1)
     if recolours:
         images.pow_(drawn[:, 9, None, None, None]).mul_(drawn[:, 10:, None, None]).clamp_(0, 1)
@@ -145,7 +146,8 @@ def cover(
     """
     height, width = images.shape[-2:]
     rows, columns = (torch.arange(side, device=images.device) / side for side in (height, width))
-    top, left, bottom, right = boxes.to(images.device)[:, :, None].unbind(1)
+    top, left, bottom, right = boxes.to(images.device, non_blocking=True)[:, :, None].unbind(1)
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None]
-    inside &= seen.to(images.device).gather(1, other_labels.flatten(1).long()).view_as(other_labels)
+    seen = seen.to(images.device, non_blocking=True)
+    inside &= seen.gather(1, other_labels.flatten(1).long()).view_as(other_labels)
     return torch.where(inside[:, None], others, images), torch.where(inside, other_labels, labels)

@@ -62,7 +62,7 @@ class Memory:
 
         FileError where they are mapped from a file that has been damaged.
         """
-        where = where.to(self.images.device)
+        where = where.to(self.images.device, non_blocking=True)
         images, labels = self.images[where], self.labels[where]
         if self.mapped is not None:
             self.mapped.check(where, images, labels)

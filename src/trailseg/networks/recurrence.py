@@ -165,9 +165,13 @@ class Recurrence(nn.Module):
         return self.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
 
     def compile_parts(self) -> None:
-        """From now on stem and cores are what torch.compile makes of them: no code depends on the number of steps."""
+        """From now on stem and cores are what torch.compile makes of them, for each shape that they are given.
+
+        No code depends on the number of steps. What it has made for other networks of this process is forgotten.
+        """
+        torch.compiler.reset()
         for part in (self.stem, *self.cores):
-            part.compile()
+            part.compile(dynamic=False)
 
     def save_memory(self) -> None:
         """From now on the backward pass recomputes each step, and the stem but for its convolutions."""
