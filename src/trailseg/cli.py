@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from trailseg import config
 from trailseg.errors import FileError, OptionError, lacks_memory, missing, require
 from trailseg.interruption import leaving
-from trailseg.parsing import from_mapping, help_text, read_words, require_word, signature
+from trailseg.parsing import from_mapping, help_text, read_words, signature
 from trailseg.version import __version__
 
 Given = dict[str, Any]
@@ -363,7 +363,7 @@ def _carry_out(name: str, words: Sequence[str]) -> int:
     if name == "--version":
         print(f"trailseg {__version__}")
         return 0
-    command, kind = COMMANDS[require_word("command", name, COMMANDS)]
+    command, kind = COMMANDS[require("command", name, COMMANDS, joint=" ")]
     if asked:
         print(help_text(name, kind), end="")
         return 0

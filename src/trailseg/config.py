@@ -193,9 +193,14 @@ class TrainOptions(DataOptions, NetworkOptions):
     """Run directory to resume; its own options apply, except for where and how it is computed."""
 
     @property
-    def sources(self) -> list[str]:
-        """The runs that it names to begin with or to learn from."""
-        return [name for option in OF_RUNS for name in getattr(self, option) or []]
+    def sources(self) -> dict[str, list[str]]:
+        """The runs to begin with or to learn from, by the option that names them."""
+        return {option: named for option in OF_RUNS if (named := getattr(self, option))}
+
+    @property
+    def processes(self) -> int:
+        """Processes on all nodes together."""
+        return self.devices * self.nodes
 
     def __post_init__(self) -> None:
         PartsOptions.__post_init__(self)
@@ -220,7 +225,7 @@ class TrainOptions(DataOptions, NetworkOptions):
             require_range(self, 1, self.steps, "fewest_steps")
         if not 0 < self.lr < 1e30:
             raise OptionError(f"lr={self.lr}: take a learning rate above 0, such as 0.001")
-        if self.norm in ("batch", "step") and self.devices * self.nodes > 1:
+        if self.norm in ("batch", "step") and self.processes > 1:
             raise OptionError(f"norm={self.norm}: each process would take statistics of its own; take norm=group")
         if self.freeze_stem and self.stem_from is None and self.start_from is None:
             raise OptionError("freeze_stem=true needs a trained stem: say stem_from=RUN")

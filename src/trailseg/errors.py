@@ -31,11 +31,14 @@ def missing(what: str, extra: str) -> OptionError:
     return OptionError(f"{what}: pip install '.[{extra}]' in its repository")
 
 
-def require(option: str, value: str, allowed: Iterable[str]) -> str:
-    """`value`, if it is among `allowed`; otherwise an OptionError that names the nearest and lists all."""
+def require(option: str, value: str, allowed: Iterable[str], *, joint: str = "=") -> str:
+    """`value`, if it is among `allowed`; otherwise an OptionError that names the nearest and lists all.
+
+    joint: what stands between the option and its value there.
+    """
     allowed = list(allowed)
     if value in allowed:
         return value
     near = get_close_matches(value, allowed, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    raise OptionError(f"{option}={value} is not known: {hint}choose one of {', '.join(allowed)}")
+    raise OptionError(f"{option}{joint}{value} is not known: {hint}choose one of {', '.join(allowed)}")

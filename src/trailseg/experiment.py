@@ -171,7 +171,7 @@ def example_sheet(
 
 def _fabric(options: TrainOptions) -> Fabric:
     """Device, precision and processes of these options."""
-    strategy = "auto" if one_process(options) else "ddp"
+    strategy = "auto" if options.processes == 1 else "ddp"
     varied = options.prefix > 0 or options.fewest_steps is not None
     if strategy == "ddp" and (varied or (options.steps == 1 and ROWS[options.network].max_steps != 1)):
         strategy = "ddp_find_unused_parameters_true"  # with one step nothing hears the feedback
@@ -264,11 +264,6 @@ def settle(options: TrainOptions) -> TrainOptions:
     return replace(options, precision=device.settle(options.device, options.precision).precision)
 
 
-def one_process(options: TrainOptions) -> bool:
-    """Whether one process does it all."""
-    return options.devices * options.nodes == 1
-
-
 @lru_cache(maxsize=2)  # the rows of a study share their data: read it once
 def _decoded(
     data: str,
@@ -322,9 +317,10 @@ def splits_before(options: TrainOptions) -> dict[str, str]:
     splits, joined by "+", but those that it is trained on itself.
     """
     found: dict[str, set[str]] = {}
-    for run in _open(options.sources):
-        for data, splits in [(run.options.data, run.options.train_on), *run.before.items()]:
-            found.setdefault(data, set()).update(splits.split("+"))
+    for names in options.sources.values():
+        for run in _open(names):
+            for data, splits in [(run.options.data, run.options.train_on), *run.before.items()]:
+                found.setdefault(data, set()).update(splits.split("+"))
     found.get(options.data, set()).difference_update(options.train_on.split("+"))
     return {data: "+".join(sorted(splits)) for data, splits in sorted(found.items()) if splits}
 
@@ -336,8 +332,11 @@ def facts_of_machine(options: TrainOptions, device: torch.device) -> dict[str, A
         "cuda": lambda: torch.cuda.get_device_name(device),
         "mps": lambda: platform.processor(),
     }
-    processes = options.devices * options.nodes
-    return {"device": names[device.type](), "threads": torch.get_num_threads(), "processes": processes}
+    return {
+        "device": names[device.type](),
+        "threads": torch.get_num_threads(),
+        "processes": options.processes,
+    }
 
 
 def check_same_data(run: Run, data: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -70,7 +71,8 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str = "") -> T
         texts = {k: str(v) for k, v in values.items() if str in types[k] and isinstance(v, int | float)}
         try:
             lists = {k: v.split(",") for k, v in values.items() if list[str] in types[k] and isinstance(v, str)}
-            return kind(**vars(_parser(kind).parse_object(dict(values) | texts | lists)))
+            found = _parser(kind).parse_object(dict(values) | texts | lists)  # type: ignore[arg-type]
+            return kind(**vars(found))
         except ArgumentError as error:
             wrong = re.match(r'Parser key "(\w+)"', str(error))
             if wrong is None:
@@ -139,15 +141,7 @@ def read_words(kind: type, words: Sequence[str]) -> dict[str, Any]:
 
 def require_option(name: object, kind: type) -> str:
     """`name`, if the dataclass `kind` has it; otherwise an OptionError that names the nearest option."""
-    return require_word("option", str(name), [field.name for field in fields(kind)])
-
-
-def require_word(noun: str, word: str, known: Iterable[str]) -> str:
-    """`word`, if it is known; otherwise an OptionError that names the nearest."""
-    try:
-        return require(noun, word, known)
-    except OptionError as error:
-        raise OptionError(str(error).replace("=", " ", 1)) from None
+    return require("option", str(name), [field.name for field in fields(kind)], joint=" ")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -213,6 +207,7 @@ def help_text(command: str, kind: type) -> str:
     return "\n".join([usage, "", str(kind.__doc__), "", *lines, ""])
 
 
+@cache
 def _parser(kind: type) -> ArgumentParser:
     """The parser whose options are the fields of the dataclass `kind`, with their docstrings as help."""
     made = ArgumentParser(exit_on_error=False)

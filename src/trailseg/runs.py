@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trailseg import checkpoints
 from trailseg.checkpoints import REMEDY, load_weights, strip
-from trailseg.config import OF_RUNS, NetworkOptions, TrainOptions
+from trailseg.config import NetworkOptions, TrainOptions
 from trailseg.data.readers import TERMS
 from trailseg.errors import FileError, OptionError
 from trailseg.labels import IGNORE
@@ -269,7 +269,9 @@ def _is_configuration(config: Mapping[str, Any]) -> bool:
         and all(str(name) in TERMS for name in [config["options"].get("data", TrainOptions.data), *before])
         and all(isinstance(splits, str) for splits in before.values())
         and all(isinstance(network.get(key), int) for key in ("parameters", "macs_stem", "macs_step"))
-        and all(isinstance(data.get(key), int) for key in ("train", "val"))
+        and all(key in network for key in ("cores", "context", "residual"))
+        and all(isinstance(data.get(key, 0), int) for key in ("train", "val", "val_seen_in_training"))
+        and {"name", "train", "val", "fingerprint"} <= data.keys()
         and all(isinstance(names, list) and 0 < len(names) < IGNORE for names in (classes, colours))
         and len(classes) == len(colours)
         and all(isinstance(name, str) for name in classes)
@@ -300,7 +302,7 @@ def network_options(options: Any) -> dict[str, Any]:
 
 def folder_names(options: TrainOptions) -> dict[str, list[str]]:
     """The options that name other runs, without the folders that these lie in."""
-    return {option: [Path(run).name for run in runs] for option in OF_RUNS if (runs := getattr(options, option))}
+    return {option: [Path(run).name for run in runs] for option, runs in options.sources.items()}
 
 
 def changed(stored: Any, given: Any, name: str = "") -> list[str]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from trailseg.config import OF_RUNS, TrainOptions
+from trailseg.config import TrainOptions
 from trailseg.errors import FileError, OptionError, lacks_memory, require
-from trailseg.experiment import check, check_same, one_process, settle, train
+from trailseg.experiment import check, check_same, settle, train
 from trailseg.parsing import from_mapping, read_yaml
 from trailseg.predictor import find_model
 from trailseg.report import write_report
@@ -77,13 +77,12 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
             folder = out / "-".join([name, *([options.val_on] if split else []), f"seed{options.seed}"])
             if folder in planned:
                 raise OptionError(f"{file}: two rows are called {name}; give each a name of its own")
-            if not one_process(options):
+            if options.processes > 1:
                 raise OptionError("a study trains on one device; train its rows by themselves to use several")
             alike = earlier.setdefault(str(split), {})
             found: dict[str, Any] = {
                 option: [alike.get(f"{s}-seed{options.seed}", alike.get(s, s)) for s in sources]
-                for option in OF_RUNS
-                if (sources := getattr(options, option))
+                for option, sources in options.sources.items()
             }
             options = replace(options, **found)
             planned[folder] = Planned(name, folder, options)
@@ -104,8 +103,9 @@ def run_study(file: Path, out: Path, overrides: Mapping[str, Any], console: Cons
             check_same(Run.open(wanted.folder), wanted.options)
         else:
             check(wanted.options)
-            for source in sorted(set(wanted.options.sources) - here):
-                find_model(source)
+            for names in wanted.options.sources.values():
+                for name in set(names) - here:
+                    find_model(name)
     write_whole(out / "study.yaml", file.read_bytes())
     for folder in (out, out / "plots"):
         sweep(folder)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trailseg import runs
-from trailseg.config import OF_RUNS, TrainOptions
+from trailseg.config import OF_RUNS
 from trailseg.errors import FileError
 from trailseg.labels import RGB
 from trailseg.metrics import measures
@@ -123,8 +123,7 @@ def _name_sources(found: list[Run]) -> list[Run]:
     for number, run in enumerate(found):
         called = {}
         for option in OF_RUNS:
-            if sources := run.options[option]:
-                folders = [sources] if isinstance(sources, str) else sources  # of one, older runs say the folder alone
+            if folders := run.options[option]:
                 called[option] = [names.get(PurePath(folder).name, folder) for folder in folders]
         found[number] = replace(run, options={**run.options, **called})
     return found
@@ -136,40 +135,34 @@ def _is_run(folder: Path) -> bool:
 
 def _read(folder: Path) -> Run:
     stored = runs.Run.open(folder)
-    config, log = stored.config, stored.log()
-    try:
-        network, data, options = config["network"], config["data"], config["options"]
-        all_options = asdict(TrainOptions()) | options
-        run = Run(
-            path=folder,
-            name=str(config["name"]),
-            seed=int(options["seed"]),
-            epochs_planned=int(options["epochs"]),
-            options={name: value for name, value in all_options.items() if name not in runs.PLACE},
-            network=Network(**{name: network[name] for name in Network.__dataclass_fields__}),
-            data=Data(
-                name=str(data["name"]),
-                fingerprint=str(data["fingerprint"]),
-                classes=tuple(map(str, data["classes"])),
-                colours=tuple((int(r), int(g), int(b)) for r, g, b in data["colours"]),
-                train=int(data["train"]),
-                seen=int(data.get("val_seen_in_training", 0)),
-                before=stored.before.get(data["name"], ""),
-            ),
-            versions={str(name): str(version) for name, version in config["versions"].items()},
-            losses=(),
-            validations=(),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problem = f"is not the configuration of a run ({type(error).__name__}: {error})"
-        raise FileError(folder / "config.yaml", problem, "restore the file, or train the run again") from error
+    config, options, log = stored.config, stored.options, stored.log()
+    network, data = config["network"], config["data"]
     try:
         losses = tuple((int(line["epoch"]), float(line["loss"])) for line in log)
-        measured = [_validation(line["epoch"], line["val"], len(run.data.classes)) for line in log if line["val"]]
+        measured = [_validation(line["epoch"], line["val"], len(data["classes"])) for line in log if line["val"]]
     except (KeyError, TypeError, ValueError) as error:
         problem = f"is not the log of a run ({type(error).__name__}: {error})"
         raise FileError(folder / "log.jsonl", problem, "restore the file, or train the run again") from error
-    return replace(run, losses=losses, validations=tuple(v for v in measured if v.confusion.any()))
+    return Run(
+        path=folder,
+        name=config["name"],
+        seed=options.seed,
+        epochs_planned=options.epochs,
+        options={name: value for name, value in asdict(options).items() if name not in runs.PLACE},
+        network=Network(**{name: network[name] for name in Network.__dataclass_fields__}),
+        data=Data(
+            name=data["name"],
+            fingerprint=data["fingerprint"],
+            classes=tuple(data["classes"]),
+            colours=tuple(map(tuple, data["colours"])),
+            train=data["train"],
+            seen=data.get("val_seen_in_training", 0),
+            before=stored.before.get(options.data, ""),
+        ),
+        versions={name: str(version) for name, version in config["versions"].items()},
+        losses=losses,
+        validations=tuple(v for v in measured if v.confusion.any()),
+    )
 
 
 def _validation(epoch: int, val: dict[str, Any], classes: int) -> Validation:

@@ -81,7 +81,7 @@ def _embed(path: Path) -> str:
 
 def _values(runs: Sequence[Run], name: str) -> str:
     """The values of an option among `runs`, each once."""
-    return ", ".join(dict.fromkeys(_text(run.options[name]) if name in run.options else "–" for run in runs))
+    return ", ".join(dict.fromkeys(_text(run.options[name]) for run in runs))
 
 
 def _text(value: object) -> str:

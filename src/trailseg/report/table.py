@@ -103,7 +103,7 @@ class Table:
     @property
     def trained_on(self) -> str:
         """The splits that its rows were trained on."""
-        return str(self.rows[0].runs[0].options["train_on"])
+        return self.rows[0].runs[0].options["train_on"]
 
     @property
     def heading(self) -> str:
@@ -127,7 +127,7 @@ def build_tables(runs: Sequence[Run], published: tuple[Published, ...] = ()) -> 
         v = run.last
         measured = (run.data.name, run.data.classes, v.split, v.images, v.truth, run.options["train_on"])
         # A fingerprint is of pictures at the size they are trained at: of other sizes it says nothing.
-        seen = prints.setdefault((measured, str(run.options.get("size"))), [])
+        seen = prints.setdefault((measured, run.options["size"]), [])
         if run.data.fingerprint not in seen:
             seen.append(run.data.fingerprint)
         key = (measured, seen.index(run.data.fingerprint))
@@ -206,11 +206,6 @@ def _notes(row: Row) -> Iterable[str]:
 
 def settings(runs: Sequence[Run]) -> tuple[dict[str, Any], list[str]]:
     """The options that all `runs` share, and the names of those that differ."""
-    names = list(dict.fromkeys(chain.from_iterable(run.options for run in runs)))
     first = runs[0].options
-    common = {
-        name: first[name]
-        for name in names
-        if name in first and all(name in run.options and run.options[name] == first[name] for run in runs)
-    }
-    return common, [name for name in names if name not in common]
+    differing = [name for name in first if any(run.options[name] != first[name] for run in runs)]
+    return {name: value for name, value in first.items() if name not in differing}, differing
