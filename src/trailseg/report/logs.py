@@ -157,7 +157,7 @@ def _read(folder: Path) -> Run:
             colours=tuple(map(tuple, data["colours"])),
             train=data["train"],
             seen=data.get("val_seen_in_training", 0),
-            before=stored.before.get(options.data, ""),
+            before=stored.before.get(data["name"], ""),
         ),
         versions={name: str(version) for name, version in config["versions"].items()},
         losses=losses,
