@@ -25,7 +25,7 @@ from PIL import Image
 
 from trailseg import training
 from trailseg.ahead import ahead
-from trailseg.config import Size, TrainOptions
+from trailseg.config import DataOptions, NetworkOptions, Size, TrainOptions
 from trailseg.data.cache import decoded
 from trailseg.data.memory import Memory, batches
 from trailseg.data.readers import open_data
@@ -61,7 +61,7 @@ def draw(root: Path, count: int) -> None:
 
 def start(root: Path, budget: float) -> Memory:
     """What training does before its first epoch."""
-    source = open_data("camvid", root=str(root), labels=None, size=SIZE, pictures=0)
+    source = open_data(DataOptions(data="camvid", root=str(root)), size=SIZE)
     return decoded(source.split("train"), SIZE, budget=budget)
 
 
@@ -77,18 +77,10 @@ def fetch_epoch(memory: Memory) -> None:
 
 def evaluate_all(memory: Memory) -> None:
     """As after an epoch, with the smallest network that there is."""
-    parts: dict[str, Any] = {"network": "single", "stem": "x8", "core": "upresunet", "norm": "group", "channels": 4}
-    network = build(
-        **parts,
-        depth=1,
-        growth=1.0,
-        finer=1,
-        guided=1,
-        standardize="data",
-        steps=1,
-        classes=len(CAMVID.classes),
-        size=SIZE,
+    smallest = NetworkOptions(
+        network="single", stem="x8", core="upresunet", channels=4, depth=1, growth=1.0, steps=1, size=SIZE
     )
+    network = build(smallest, classes=len(CAMVID.classes))
     classes, device = CAMVID.classes, torch.device("cpu")
     evaluate(network, memory, split="train", steps=1, classes=classes, batch=6, device=device)
 

@@ -20,7 +20,7 @@ import script
 import torch
 from torch import nn
 
-from trailseg.config import Size
+from trailseg.config import NetworkOptions, Size
 from trailseg.device import settle
 from trailseg.losses import StepLoss
 from trailseg.memory_use import apart, grown
@@ -64,9 +64,7 @@ def make(name: str, options: Options) -> dict[str, Callable[[], object]]:
     compute, row = settle(options.device, given.get("precision", "32")), options.network
     torch.manual_seed(0)
     network = build(
-        network=row, stem=given["stem"], norm=given["norm"], core="resunet", channels=60, depth=4, growth=1.5, finer=1,
-        guided=1, standardize="data",
-        steps=3, classes=CLASSES, size=(height, width),
+        NetworkOptions(network=row, stem=given["stem"], norm=given["norm"], size=options.size), classes=CLASSES
     ).place(compute.device, channels_last=given.get("channels_last", True))  # fmt: skip
     forward: Callable[[torch.Tensor], torch.Tensor] = lambda images: network(images, 3)  # noqa: E731
     if name == "original":

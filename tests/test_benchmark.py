@@ -34,7 +34,7 @@ from trailseg.benchmark import (
     time_training,
 )
 from trailseg.cli import run
-from trailseg.config import BenchmarkOptions, Size
+from trailseg.config import BenchmarkOptions, NetworkOptions, Size
 from trailseg.errors import FileError, OptionError
 from trailseg.memory_use import apart
 from trailseg.networks.cost import cost
@@ -116,7 +116,7 @@ def test_training_is_timed_in_turn_and_the_first_rounds_only_warm_up():
 def test_a_row_can_be_measured_as_it_would_be_trained(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]):
     networks, build = list[Any](), trailseg.networks.build.build
     monkeypatch.setattr(
-        trailseg.networks.build, "build", lambda **parts: networks.append(build(**parts)) or networks[-1]
+        trailseg.networks.build, "build", lambda *given, **more: networks.append(build(*given, **more)) or networks[-1]
     )
     subject = open_subject("iterative-v6", replace(TINY, **options))
     (network,) = networks
@@ -173,19 +173,8 @@ def test_the_figures_of_a_row_and_a_run(measured: tuple[Figures, Figures], train
     assert (row.name, row.size, row.most, row.step_ms, row.step_spread_ms) == ("single", (48, 64), 1, None, None)
     assert (of_run.name, of_run.size, of_run.most) == (str(trained), (16, 24), 3)
     assert of_run.step_ms is not None
-    parts = {
-        "stem": "x2",
-        "core": "resunet",
-        "norm": "group",
-        "channels": 8,
-        "depth": 1,
-        "growth": 1.5,
-        "finer": 1,
-        "guided": 1,
-        "standardize": "data",
-        "steps": 3,
-    }
-    price = cost(network="single", classes=9, size=(48, 64), **parts)
+    options = NetworkOptions(network="single", stem="x2", channels=8, depth=1, size=Size(48, 64))
+    price = cost(options, classes=9)
     assert (row.parameters, row.macs_stem, row.macs_step) == (price.parameters, price.macs_stem, price.macs_step)
     last = json.loads((trained / "log.jsonl").read_text().splitlines()[-1])["val"]["steps"]
     assert row.miou is None

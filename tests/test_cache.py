@@ -15,6 +15,7 @@ from test_data import camvid, opened, save_pair
 from test_training import TINY, weights, without_times
 from test_training import train as train_tiny
 
+from trailseg.config import DataOptions
 from trailseg.data.cache import decoded
 from trailseg.data.files import FilePicture
 from trailseg.data.memory import Memory, decode
@@ -245,7 +246,7 @@ def test_where_every_picture_is_bad_nothing_can_be_left_out(cache, root, budget)
 
 
 def test_pictures_that_are_no_files_are_not_cached(cache):
-    scenes = open_data("procedural", root=None, labels=None, size=SIZE, pictures=2).split("train")
+    scenes = open_data(DataOptions(data="procedural", pictures=2), size=SIZE).split("train")
     assert same(decoded(scenes, SIZE, budget=0), decode(scenes, SIZE))
     assert not cache.exists()
 
@@ -294,10 +295,11 @@ def test_memory_is_bounded_however_many_pictures_there_are(cache, tmp_path):
         return grown(
             f"""
 import torch
+from trailseg.config import DataOptions
 from trailseg.data.cache import decoded
 from trailseg.data.readers import open_data
 def pictures(split):
-    return open_data("camvid", root={str(tmp_path / "data")!r}, labels=None, size=(1, 1), pictures=1).split(split)
+    return open_data(DataOptions(data="camvid", root={str(tmp_path / "data")!r}, pictures=1), size=(1, 1)).split(split)
 def call():
     memory = decoded(pictures({split!r}), (192, 192), budget=0)
     for part in torch.arange(len(memory.names)).split(8):

@@ -18,6 +18,7 @@ from small import content, only_line, reconfigured
 
 import trailseg.experiment
 from trailseg.cli import COMMANDS, run
+from trailseg.config import DataOptions
 from trailseg.data.readers import open_data
 from trailseg.errors import FileError
 from trailseg.labels import IGNORE
@@ -128,7 +129,7 @@ def test_predict_writes_the_ids_that_evaluate_counts(
 ):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    val = open_data("tas500", root=str(tas), labels=None, size=(16, 24), pictures=1).split("val")
+    val = open_data(DataOptions(data="tas500", root=str(tas), pictures=1), size=(16, 24)).split("val")
     for picture in val:
         shutil.copy(picture.image, pictures)  # type: ignore[attr-defined]
     Image.new("RGB", (31, 21), (90, 140, 200)).save(pictures / "größe=1.jpg")

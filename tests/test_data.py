@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from trailseg.config import DataOptions
 from trailseg.data import memory, pictures, scenes, statistics
 from trailseg.data.files import BadPicture, DataSet, Picture
 from trailseg.data.pictures import read_image
@@ -28,7 +29,7 @@ SIZE = (8, 12)
 
 
 def opened(data: str, root: Path, labels: str | None = None) -> DataSet:
-    source = open_data(data, root=str(root), labels=labels, size=SIZE, pictures=4)
+    source = open_data(DataOptions(data=data, root=str(root), labels=labels, pictures=4), size=SIZE)
     assert isinstance(source, DataSet)
     return source
 
@@ -440,7 +441,7 @@ def test_a_root_that_is_not_there_or_empty_or_not_said(tmp_path: Path, data: str
     with pytest.raises(FileError, match=r"is empty; say root="):
         opened(data, tmp_path)
     with pytest.raises(OptionError, match="say root=FOLDER"):
-        open_data(data, root=None, labels=None, size=SIZE, pictures=1)
+        open_data(DataOptions(data=data, pictures=1), size=SIZE)
 
 
 @pytest.mark.parametrize(
@@ -455,7 +456,7 @@ def test_a_root_that_is_not_there_or_empty_or_not_said(tmp_path: Path, data: str
 )
 def test_wrong_options_are_named(tmp_path: Path, data: str, labels: str | None, message: str):
     with pytest.raises(OptionError, match=message):
-        open_data(data, root=str(tmp_path), labels=labels, size=SIZE, pictures=1)
+        open_data(DataOptions(data=data, root=str(tmp_path), labels=labels, pictures=1), size=SIZE)
 
 
 # --- Pictures
@@ -769,7 +770,7 @@ def test_shares_at_scale_are_those_of_the_classes_in_each_square(scale: int, siz
 
 
 def test_procedural():
-    source = open_data("procedural", root=None, labels="fine", size=(16, 32), pictures=6)
+    source = open_data(DataOptions(data="procedural", labels="fine", pictures=6), size=(16, 32))
     assert isinstance(source, Procedural)
     assert [len(source.split(split)) for split in ("train", "val", "test")] == [6, 1, 1]
     assert len({picture.name for split in ("train", "val", "test") for picture in source.split(split)}) == 8

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from trailseg import cli
+from trailseg.config import NetworkOptions, Size
 from trailseg.data.scenes import scene
 from trailseg.inference import facts_of
 from trailseg.markdown import table
@@ -354,11 +355,7 @@ def test_every_study_can_be_planned(study, tmp_path):
 
 def test_the_costs_in_the_deviations_are_those_of_the_code():
     text = (ROOT / "docs" / "seed-deviations.md").read_text()
-    one = cost(
-        network="iterative-v6", stem="x8", core="resunet", norm="layerHW", channels=60, depth=4, growth=1.5, finer=1,
-        guided=1, standardize="data",
-        steps=3, classes=10, size=(384, 768),
-    )  # fmt: skip
+    one = cost(NetworkOptions(stem="x8", norm="layerHW", size=Size(384, 768)), classes=10)
     for figure in (
         f"{one.parameters / 1e6:.2f}M parameters",
         f"{one.macs_step / 1e9:.1f} GMAC instead of 2.0",

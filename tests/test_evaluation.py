@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from trailseg.cli import run
-from trailseg.config import EvaluateOptions, StepRange
+from trailseg.config import EvaluateOptions, NetworkOptions, Size, StepRange
 from trailseg.data.memory import Memory
 from trailseg.errors import FileError, OptionError
 from trailseg.evaluation import Stop, evaluate, evaluate_run
@@ -34,11 +34,8 @@ def split(count=5, full=(24, 36), size=(16, 24)):
 
 def network():
     torch.manual_seed(3)
-    made = build(
-        network="iterative-v4", stem="x2", core="resunet", norm="group", channels=8, depth=1, growth=1.5, finer=1,
-        guided=1, standardize="data",
-        steps=2, classes=3, size=(16, 24),
-    )  # fmt: skip
+    options = NetworkOptions(network="iterative-v4", stem="x2", channels=8, depth=1, steps=2, size=Size(16, 24))
+    made = build(options, classes=3)
     with torch.no_grad():
         made.head.bias.copy_(torch.tensor([0.1, 0.0, -0.3]))
     return made.eval()

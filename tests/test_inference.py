@@ -1,10 +1,12 @@
 """Answering step by step: the same numbers as training's loop, and each picture of a batch stops by itself."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
+from trailseg.config import NetworkOptions, Size
 from trailseg.inference import changed_share, classify, refine
 from trailseg.networks.build import build
 
@@ -13,13 +15,9 @@ STEPS = 6
 
 def network(name="iterative-v4", **options):
     """A network whose classes change less and less from step to step."""
-    small = {
-        "stem": "x2", "core": "resunet", "norm": "group", "channels": 8, "depth": 1, "growth": 1.5, "finer": 1,
-        "guided": 1, "standardize": "data",
-        "steps": 3, "classes": 5, "size": (16, 24),
-    }  # fmt: skip
+    small = NetworkOptions(network=name, stem="x2", channels=8, depth=1, size=Size(16, 24))
     torch.manual_seed(4)
-    made = build(network=name, **(small | options)).eval()
+    made = build(replace(small, **options), classes=5).eval()
     with torch.no_grad():
         made.alpha.fill_(0.6)
         made.beta.fill_(0.4)

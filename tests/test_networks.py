@@ -1,10 +1,13 @@
 """The contract of every row, the longhand references, and the equalities that the structure implies."""
 
+from dataclasses import replace
+
 import longhand
 import pytest
 import torch
 import torch.nn.functional as F
 
+from trailseg.config import NetworkOptions, Size
 from trailseg.errors import OptionError
 from trailseg.networks.build import build
 from trailseg.networks.cores import CORES
@@ -13,17 +16,13 @@ from trailseg.networks.norms import NORMS, SIZE_BOUND
 from trailseg.networks.stems import STEMS
 from trailseg.networks.table import NAMED, ROWS
 
-SMALL = {
-    "stem": "x2", "core": "resunet", "norm": "group", "channels": 8, "depth": 2, "growth": 1.5, "finer": 1,
-    "guided": 1, "standardize": "data",
-    "steps": 3, "classes": 5, "size": (16, 24),
-}  # fmt: skip
+SMALL = NetworkOptions(stem="x2", channels=8, depth=2, size=Size(16, 24))
 SIZE_FREE = [norm for norm in NORMS if norm not in SIZE_BOUND]
 
 
-def make(network="iterative-v6", **options):
+def make(network="iterative-v6", *, classes=5, **options):
     torch.manual_seed(0)
-    return build(network=network, **(SMALL | options))
+    return build(replace(SMALL, network=network, **options), classes=classes)
 
 
 def picture(*shape, seed=1, dtype=torch.float32):
@@ -322,19 +321,10 @@ def test_the_stem_has_the_weights_it_is_said_to_have():
 
 def test_the_originals_cost():
     """docs/seed-deviations.md: the stem's 44.5 GMAC are met exactly; our core is a little smaller."""
-    original = {
-        "stem": "x8",
-        "core": "resunet",
-        "norm": "layerHW",
-        "channels": 60,
-        "depth": 4,
-        "growth": 1.5,
-        "finer": 1,
-        "guided": 1,
-        "standardize": "data",
-    }
-    shape = {"steps": 3, "classes": 10, "size": (384, 768)}
-    one, two, three = (cost(network=n, **original, **shape) for n in ("iterative-v6", "iterative-v5", "res-hourglass"))
+    original = NetworkOptions(stem="x8", norm="layerHW", size=Size(384, 768))
+    one, two, three = (
+        cost(replace(original, network=name), classes=10) for name in ("iterative-v6", "iterative-v5", "res-hourglass")
+    )
     assert round(one.macs_stem / 1e9, 1) == 44.5
     assert [round(c.parameters / theirs, 2) for c, theirs in ((one, 7.5e6), (two, 12.9e6), (three, 18.3e6))] == [
         0.94, 0.94, 0.94
@@ -344,7 +334,7 @@ def test_the_originals_cost():
 
 def test_macs_are_counted_right():
     """A hand count: no depth to speak of, one 1x1 picture's worth of arithmetic at a time."""
-    priced = cost(network="1-none", **(SMALL | {"depth": 1, "growth": 1.0, "size": (4, 4)}))
+    priced = cost(replace(SMALL, network="1-none", depth=1, growth=1.0, size=Size(4, 4)), classes=5)
     pixels = 4  # 2 x 2 features at stem x2
     stem = 16 * 25 * (3 * 8 + 8 * 8)
     down = 1 * 9 * (8 * 8 + 8 * 8)

@@ -19,7 +19,7 @@ from test_runtime import OTHERS, without
 from trailseg import Predictor, app, predictor
 from trailseg.card import card, command, share
 from trailseg.cli import run
-from trailseg.config import MODEL, AppOptions, PredictOptions, Size, TrainOptions
+from trailseg.config import MODEL, AppOptions, DataOptions, PredictOptions, Size, TrainOptions
 from trailseg.data.readers import TERMS, open_data, select
 from trailseg.data.scenes import scene
 from trailseg.errors import FileError
@@ -297,7 +297,7 @@ def test_splits_share_what_their_pictures_share(tmp_path: Path):
         ("camvid", "camvid", ["train", "val", "test", "only-A", "only-B", "without-A", "without-B", "train+val"]),
         ("tas500", "tas", ["train", "val", "test", "val-all", "train+test"]),
     ):
-        source = open_data(data, root=str(tmp_path / root), labels=None, size=(16, 16), pictures=1)
+        source = open_data(DataOptions(data=data, root=str(tmp_path / root), pictures=1), size=(16, 16))
         paths = {split: {p.image for p in select(source, split)} for split in splits}  # type: ignore[union-attr]
         for one in splits:
             for other in splits:

@@ -126,9 +126,10 @@ def test_memory_hardly_grows_with_the_steps():
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from trailseg.losses import StepLoss
+from trailseg.config import NetworkOptions, Size
 from trailseg.networks.build import build
-network = build(network="iterative-v4", stem="s8", core="resunet", norm="group", channels=24, depth=1, growth=1.5,
-    finer=1, guided=1, standardize="data", steps=3, classes=9, size=(128, 192))
+options = NetworkOptions(network="iterative-v4", channels=24, depth=1, size=Size(128, 192))
+network = build(options, classes=9)
 if {recompute}:
     network.save_memory()
 images, labels = torch.rand(4, 3, 128, 192), torch.zeros(4, 16, 24, dtype=torch.uint8)

@@ -574,7 +574,7 @@ def test_claims_say_what_the_figures_say(tmp_path):
     assert "does not hold in these figures" in residual
     assert "residual one is better in 1, by +2.0 points" in residual
     assert "iterative-v4 over iterative-v2 +10.0, res-hourglass over hourglass -6.0" in residual
-    assert "copying the context -2.0, a core for each step +18.0 points" in residual
+    assert "copying the context -2.0, a core for each step +18.0." in residual
     assert "In 4 of 5 networks every step is better" in steps
     assert "-1.0 to +10.0 points, +7.4 on average" in steps
     assert "at 2 steps the ratio is 3.0" in parameters

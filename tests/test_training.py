@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from trailseg import checkpoints, experiment, study, training
-from trailseg.config import EvaluateOptions, Size, TrainOptions
+from trailseg.config import EvaluateOptions, NetworkOptions, Size, TrainOptions
 from trailseg.data import augment, memory
 from trailseg.data.readers import TERMS
 from trailseg.errors import FileError, OptionError
@@ -28,7 +28,7 @@ from trailseg.inference import facts_of
 from trailseg.losses import StepLoss
 from trailseg.parsing import from_mapping, read_words
 from trailseg.predictor import find_model
-from trailseg.runs import Run, build_network, network_options
+from trailseg.runs import Run, build_network
 from trailseg.training import draw_position, draw_steps, learning_rate
 
 TINY = TrainOptions(
@@ -228,7 +228,11 @@ def test_a_training_begins_with_the_network_of_the_package_as_the_docs_say(tmp_p
     assert kernels
     assert all(torch.equal(heir.weights()[name], value) for name, value in kernels.items())
     further = train(
-        tmp_path / "further", **network_options(options), teacher=[str(heir.folder)], target="area", epochs=1
+        tmp_path / "further",
+        **{field.name: getattr(options, field.name) for field in fields(NetworkOptions)},
+        teacher=[str(heir.folder)],
+        target="area",
+        epochs=1,
     )
     for run in (heir, further):  # the pictures of the first data set bind whoever learnt of them, however late
         assert facts_of(run).licence == f"{TERMS['procedural'][1]}; {TERMS['camvid'][1]}"

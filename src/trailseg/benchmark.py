@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from trailseg.config import BenchmarkOptions, PartsOptions, Size
+from trailseg.config import BenchmarkOptions, NetworkOptions, PartsOptions, Size
 from trailseg.errors import OptionError, require
 from trailseg.memory_use import apart, grown
 from trailseg.networks.table import BASELINE, NAMED, ROWS
@@ -238,17 +238,18 @@ def _open_torch(word: str, options: BenchmarkOptions) -> Subject:
     from trailseg.losses import StepLoss
     from trailseg.networks.build import build
     from trailseg.networks.cost import cost
-    from trailseg.runs import Run, network_options
+    from trailseg.runs import Run
 
     run = None if word in ROWS else Run.open(word)
+    asked: NetworkOptions
     if run is None:
-        classes, parts = options.classes, {field.name: getattr(options, field.name) for field in fields(PartsOptions)}
-        parts["network"] = word
-        network = build(**parts, classes=classes).eval()
+        parts = {field.name: getattr(options, field.name) for field in fields(PartsOptions)}
+        classes, asked = options.classes, NetworkOptions(network=word, **parts)
+        network = build(asked, classes=classes).eval()
     else:
-        classes, parts = len(run.config["data"]["classes"]), network_options(run.options)
+        classes, asked = len(run.config["data"]["classes"]), run.options
         network = run.network()
-    size, most = parts["size"], network.up_to(options.steps)
+    size, most = asked.size, network.up_to(options.steps)
     compute = settle(options.device, options.precision)
     network.place(compute.device, channels_last=options.channels_last)
     if options.recompute:
@@ -292,7 +293,7 @@ def _open_torch(word: str, options: BenchmarkOptions) -> Subject:
         size=size,
         most=most,
         weights=sum(tensor.nbytes for tensor in network.state_dict().values()),
-        **asdict(cost(classes=classes, **parts)),
+        **asdict(cost(asked, classes=classes)),
         run=None if run is None else run.folder,
         answer=answer,
         train=train,

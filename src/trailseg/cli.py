@@ -27,13 +27,12 @@ def networks(given: Given) -> int:
     options = from_mapping(config.NetworksOptions, given)
     from trailseg.networks.cost import cost
     from trailseg.networks.table import ROWS
-    from trailseg.runs import network_options
 
     parts = ("cores", "context", "residual", "gated", "feedback")
     names = ROWS if options.network == "all" else [require("network", options.network, [*ROWS, "all"])]
     table = []
     for name in names:
-        price = cost(classes=options.classes, **network_options(replace(options, network=name)))
+        price = cost(replace(options, network=name), classes=options.classes)
         row = ROWS[name]
         table.append({"name": name} | {part: getattr(row, part) for part in parts} | asdict(price))
     if options.json:
@@ -64,7 +63,7 @@ def data_check(given: Given) -> int:
     from trailseg.data.readers import open_data
 
     size = config.Size(128, 256)  # of procedural scenes, which have no faults
-    source = open_data(options.data, root=options.root, labels=options.labels, size=size, pictures=options.pictures)
+    source = open_data(options, size=size)
     faults = 0
     for fault in source.faults():
         _say(fault)
@@ -80,9 +79,7 @@ def data_stats(given: Given) -> int:
     from trailseg.data.statistics import count, plot
 
     out = _free_png(options.out, f"stats-{options.data}-{options.split}")
-    source = open_data(
-        options.data, root=options.root, labels=options.labels, size=options.size, pictures=options.pictures
-    )
+    source = open_data(options, size=options.size)
     counts = count(source.split(options.split), source.labels)
     print(f"{options.data}, {options.split}\n")
     rows = [[c.name, c.pixels, f"{100 * c.share:.3f}", c.pictures] for c in counts]

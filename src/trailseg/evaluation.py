@@ -5,6 +5,7 @@ Legend: B batch, S steps, K classes.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,8 +120,7 @@ def evaluate_run(run: Run, options: EvaluateOptions, stops: Sequence[Stop] = ())
     network = run.network(options.checkpoint)
     steps = options.steps.last if options.steps else network.up_to(trained.steps)
     network.check_steps(steps)
-    root = options.root or trained.root
-    source = open_data(trained.data, root=root, labels=trained.labels, size=trained.size, pictures=trained.pictures)
+    source = open_data(replace(trained, root=options.root or trained.root), size=trained.size)
     if list(source.labels.classes) != run.config["data"]["classes"]:
         raise FileError(run.folder, "was trained on other classes than the data has now", "say its own root=")
     pictures = select(source, options.split, skip_bad=trained.skip_bad)

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from trailseg import device
 from trailseg.checkpoints import load_weights, strip
-from trailseg.config import TrainOptions
+from trailseg.config import DataOptions, NetworkOptions, Size, TrainOptions
 from trailseg.data.augment import PRESETS
 from trailseg.data.cache import decoded
 from trailseg.data.files import DataSet
@@ -32,7 +32,7 @@ from trailseg.networks.recurrence import Recurrence
 from trailseg.networks.table import ROWS
 from trailseg.predictor import find_model
 from trailseg.progress import EpochProgress
-from trailseg.runs import Run, build_network, changed, network_options, versions
+from trailseg.runs import Run, build_network, changed, versions
 from trailseg.teachers import Teachers
 from trailseg.training import Training, make_fabric, make_repeatable, together
 from trailseg.writing import png, write_whole
@@ -52,17 +52,9 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
     elif fabric.is_global_zero:
         Run.require_free(folder)
     make_repeatable()
+    data = DataOptions(**{field.name: getattr(options, field.name) for field in fields(DataOptions)})
     memory, val = (
-        _decoded(
-            options.data,
-            options.root,
-            options.labels,
-            options.size,
-            options.pictures,
-            splits,
-            1e9 * options.memory,
-            options.skip_bad,
-        )
+        _decoded(data, options.size, splits, 1e9 * options.memory, options.skip_bad)
         for splits in (options.train_on, options.val_on)
     )
     run = Run(folder)
@@ -205,7 +197,7 @@ def take_weights(network: Recurrence, options: TrainOptions, labels: LabelSet, s
     The mean is the uniform one of Wortsman et al., "Model soups", 2022. FileError where one's network is another.
     """
     free = ("guided", "steps", "size")  # where these bind weights, their shapes will tell
-    bound = [name for name in network_options(options) if name not in free]
+    bound = [field.name for field in fields(NetworkOptions) if field.name not in free]
     new = {name: value.clone() for name, value in network.state_dict().items()}
     mean = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in new.items()}
     for source in sources:
@@ -250,9 +242,7 @@ def check(options: TrainOptions) -> DataSet | Procedural:
             network.pad(torch.empty(1, 3, *options.crop))
     if options.prefix and network.max_steps is not None:
         raise OptionError(f"prefix={options.prefix}: {options.network} takes no further steps; it needs 1 or 2 cores")
-    source = open_data(
-        options.data, root=options.root, labels=options.labels, size=options.size, pictures=options.pictures
-    )
+    source = open_data(options, size=options.size)
     for option in ("train_on", "val_on"):
         for name in getattr(options, option).split("+"):
             require(option, name, source.splits)
@@ -265,19 +255,11 @@ def settle(options: TrainOptions) -> TrainOptions:
 
 
 @lru_cache(maxsize=2)  # the rows of a study share their data: read it once
-def _decoded(
-    data: str,
-    root: str | None,
-    labels: str | None,
-    size: tuple[int, int],
-    pictures: int,
-    splits: str,
-    budget: float,
-    skip_bad: bool,
-) -> Memory:
+def _decoded(data: DataOptions, size: Size, splits: str, budget: float, skip_bad: bool) -> Memory:
     """Splits of a data set."""
-    source = open_data(data, root=root, labels=labels, size=size, pictures=pictures)
-    return decoded(select(source, splits, skip_bad=skip_bad), size, budget=budget, skip_bad=skip_bad)
+    return decoded(
+        select(open_data(data, size=size), splits, skip_bad=skip_bad), size, budget=budget, skip_bad=skip_bad
+    )
 
 
 def _tell_left_out(folder: Path, splits: Sequence[Memory], tell: Callable[[str], None]) -> None:
@@ -292,7 +274,7 @@ def _tell_left_out(folder: Path, splits: Sequence[Memory], tell: Callable[[str],
 def facts_of_network(options: TrainOptions, labels: LabelSet) -> dict[str, Any]:
     """The row of the table and the cost, as config.yaml holds them."""
     row = ROWS[options.network]
-    price = cost(classes=len(labels.classes), **network_options(options))
+    price = cost(options, classes=len(labels.classes))
     return {"cores": row.cores, "context": row.context, "residual": row.residual} | asdict(price)
 
 

@@ -5,7 +5,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trailseg import checkpoints
 from trailseg.checkpoints import REMEDY, load_weights, strip
-from trailseg.config import NetworkOptions, TrainOptions
+from trailseg.config import TrainOptions
 from trailseg.data.readers import TERMS
 from trailseg.errors import FileError, OptionError
 from trailseg.labels import IGNORE
@@ -205,7 +205,7 @@ class Run:
         """The network without weights, on the meta device: what a configuration asks for takes no memory yet."""
         try:
             with torch.device("meta"):
-                return build(**network_options(self.options), classes=len(self.config["data"]["classes"]))
+                return build(self.options, classes=len(self.config["data"]["classes"]))
         except OptionError as error:
             raise FileError(self.folder / "config.yaml", str(error), REMEDY) from None
 
@@ -289,15 +289,10 @@ def versions() -> dict[str, str]:
 def build_network(options: TrainOptions, *, classes: int) -> Recurrence:
     """The network of these options, its first weights a function of options.seed alone."""
     torch.manual_seed(options.seed)
-    network = build(**network_options(options), classes=classes)
+    network = build(options, classes=classes)
     if options.fuse_start == "state":
         pass_states_on(network)
     return network
-
-
-def network_options(options: Any) -> dict[str, Any]:
-    """The options that `networks.build` takes, without the number of classes."""
-    return {field.name: getattr(options, field.name) for field in fields(NetworkOptions)}
 
 
 def folder_names(options: TrainOptions) -> dict[str, list[str]]:

@@ -22,6 +22,7 @@ from PIL import Image
 from test_data import DEEP, SIZE, camvid, png, save, save_pair, tiff
 
 from trailseg.cli import run
+from trailseg.config import DataOptions
 from trailseg.data import scenes
 from trailseg.data.memory import decode
 from trailseg.data.readers import open_data, select
@@ -367,7 +368,7 @@ def shown(path: str) -> str:
 
 def read(data: str, root: Path) -> None:
     """All that a training reads."""
-    source = open_data(data, root=str(root), labels=None, size=SIZE, pictures=1)
+    source = open_data(DataOptions(data=data, root=str(root), pictures=1), size=SIZE)
     for split in ("train", "val"):
         decode(select(source, split), SIZE)
 

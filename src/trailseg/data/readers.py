@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trailseg.config import DataOptions
 from trailseg.data import scenes
 from trailseg.data.files import DataSet, Folder, LabelFolder, Picture, Split
 from trailseg.data.own import own
@@ -27,17 +28,15 @@ TAS500_BROKEN = frozenset(
 )
 
 
-def open_data(
-    data: str, *, root: str | None, labels: str | None, size: tuple[int, int], pictures: int
-) -> "DataSet | Procedural":
-    """The data set `data` under `root`, read with the label set `labels`; procedural scenes have (H, W) = `size`."""
-    require("data", data, ("tas500", "camvid", "folder", "procedural"))
+def open_data(options: DataOptions, *, size: tuple[int, int]) -> "DataSet | Procedural":
+    """The data set of these options; procedural scenes have (H, W) = `size`. OptionError or FileError without it."""
+    data, root, labels = require("data", options.data, TERMS), options.root, options.labels
     if labels is not None and data in ("camvid", "folder"):
         raise OptionError(f"labels={labels}: data={data} has one label set; leave labels out")
     sets = {"coarse": TAS500_COARSE, "fine": TAS500_FINE}
     label_set = sets[require("labels", labels or "coarse", sets)]
     if data == "procedural":
-        return Procedural(label_set, size, pictures)
+        return Procedural(label_set, size, options.pictures)
     if root is None:
         raise OptionError(f"data={data} is read from disk: say root=FOLDER")
     path = Path(root)

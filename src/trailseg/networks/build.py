@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
+from trailseg.config import NetworkOptions
 from trailseg.errors import OptionError, require
 from trailseg.networks.cores import CORES, make_core
-from trailseg.networks.norms import NORMS, SIZE_BOUND, Size
+from trailseg.networks.norms import NORMS, SIZE_BOUND
 from trailseg.networks.recurrence import Recurrence
 from trailseg.networks.stems import STEMS
 from trailseg.networks.table import ROWS
@@ -13,61 +14,55 @@ from trailseg.networks.table import ROWS
 MOST_CORES = 32  # far beyond what was ever trained, and a file that asks for more would take its time
 
 
-def build(
-    *,
-    network: str,
-    stem: str,
-    core: str,
-    norm: str,
-    channels: int,
-    depth: int,
-    growth: float,
-    finer: int,
-    guided: int,
-    standardize: str,
-    steps: int,
-    classes: int,
-    size: Size,
-) -> Recurrence:
-    """The network of that row, with weights drawn from torch's global generator.
+def build(options: NetworkOptions, *, classes: int) -> Recurrence:
+    """The network of these options for K = `classes`, with weights drawn from torch's global generator.
 
-    `steps` is the number of cores where the row has one per step, of fuses and scalars likewise; elsewhere it binds
-    nothing. `size` (H, W) binds only the weights of size-bound norms. OptionError on a name that is not in its table.
+    `options.steps` is the number of cores where the row has one per step, of fuses and scalars likewise; elsewhere it
+    binds nothing. `options.size` binds only the weights of size-bound norms. OptionError on a name that is not in its
+    table, and on parts that do not fit each other.
     """
-    row = ROWS[require("network", network, ROWS)]
-    stride, make_stem = STEMS[require("stem", stem, STEMS)]
-    switches = CORES[require("core", core, CORES)]
-    make_norm = NORMS[require("norm", norm, NORMS)]
+    row = ROWS[require("network", options.network, ROWS)]
+    stride, make_stem = STEMS[require("stem", options.stem, STEMS)]
+    switches = CORES[require("core", options.core, CORES)]
+    make_norm = NORMS[require("norm", options.norm, NORMS)]
+    channels, depth, steps, finer, guided = (
+        options.channels,
+        options.depth,
+        options.steps,
+        options.finer,
+        options.guided,
+    )
     if not depth and not switches["dilations"]:
-        raise OptionError(f"depth=0: core={core} needs a halving; take a greater depth, or core=dilated")
+        raise OptionError(f"depth=0: core={options.core} needs a halving; take a greater depth, or core=dilated")
     if stride % finer:
         raise OptionError(
-            f"finer={finer}: stem={stem} makes the picture {stride} times smaller; take a divisor of that"
+            f"finer={finer}: stem={options.stem} makes the picture {stride} times smaller; take a divisor of that"
         )
-    if guided > 1 and (stem != "s8" or finer != 2 or 4 % guided):
+    if guided > 1 and (options.stem != "s8" or finer != 2 or 4 % guided):
         raise OptionError(f"guided={guided}: takes stem=s8 and finer=2, and makes their logits 2 or 4 times finer")
     multiple = stride * 2**depth
-    padded = (-(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple)
-    if norm in ("batch", "step", "instance") and padded == (multiple, multiple):
+    height, width = options.size
+    padded = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
+    if options.norm in ("batch", "step", "instance") and padded == (multiple, multiple):
         raise OptionError(
-            f"norm={norm}: the deepest features of a {size[0]} x {size[1]} picture are a single point, of which no "
-            "variance can be taken; take a larger size, a smaller stem or depth, or norm=group"
+            f"norm={options.norm}: the deepest features of a {height} x {width} picture are a single point, of which "
+            "no variance can be taken; take a larger size, a smaller stem or depth, or norm=group"
         )
     features = (padded[0] // stride, padded[1] // stride)
     cores = steps if row.cores == "S" else row.cores
     if cores > MOST_CORES:
-        raise OptionError(f"steps={steps}: {network} has a core for each; take at most {MOST_CORES}")
+        raise OptionError(f"steps={steps}: {options.network} has a core for each; take at most {MOST_CORES}")
     max_steps = row.max_steps or (steps if row.cores == "S" else None)
     return Recurrence(
         stem=make_stem(
             scale=stride,
             channels=channels,
-            norm=NORMS["batch" if norm == "step" else norm],
+            norm=NORMS["batch" if options.norm == "step" else options.norm],
             size=padded,
             guided=guided,
         ),
         cores=[
-            make_core(channels=channels, depth=depth, growth=growth, norm=make_norm, size=features, **switches)
+            make_core(channels=channels, depth=depth, growth=options.growth, norm=make_norm, size=features, **switches)
             for _ in range(cores)
         ],
         head=_head(channels, classes, finer),
@@ -79,7 +74,7 @@ def build(
             for _ in range({"none": 0, "shared": 1, "own": steps - 1}[row.context] if max_steps != 1 else 0)
         ],
         gate=nn.Conv2d(2 * channels, channels, 1) if row.gated else None,
-        by_picture=standardize == "picture",
+        by_picture=options.standardize == "picture",
         residual=row.residual,
         scalars=0 if max_steps == 1 else steps - 1 if row.cores == "S" else 1,
         max_steps=max_steps,
@@ -87,7 +82,7 @@ def build(
         scale=stride // (finer * guided),
         guided=guided,
         multiple=multiple,
-        bound_to=padded if norm in SIZE_BOUND else None,
+        bound_to=padded if options.norm in SIZE_BOUND else None,
     )
 
 

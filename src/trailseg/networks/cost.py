@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from trailseg.config import NetworkOptions
 from trailseg.networks.build import build
-from trailseg.networks.norms import Size
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,11 @@ class Cost:
     feedback and no fuse."""
 
 
-def cost(*, size: Size, **options: Any) -> Cost:
-    """The cost of `build(size=size, **options)` for one picture of (H, W) = `size`."""
+def cost(options: NetworkOptions, *, classes: int) -> Cost:
+    """The cost of `build(options, classes=classes)` for one picture of `options.size`."""
     with torch.device("meta"):
-        network = build(size=size, **options)
-        image = torch.empty(1, 3, *size)
+        network = build(options, classes=classes)
+        image = torch.empty(1, 3, *options.size)
     stem = _macs(lambda: network.begin(image))
     one, two = (_macs(partial(network, image, network.up_to(steps))) for steps in (1, 2))
     return Cost(
