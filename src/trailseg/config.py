@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from trailseg.errors import OptionError, require
+from trailseg.errors import OptionError
 
 
 class Size(NamedTuple):
@@ -20,13 +20,10 @@ class StepRange(NamedTuple):
     last: int
 
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("auto", "32", "bf16")
-OPTIMIZERS = ("adamw", "muon")
-FUSE_STARTS = ("random", "state")
-STANDARDIZE = ("data", "picture")
-TARGETS = ("centre", "area")
-CHECKPOINTS = ("last", "before", "best")
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "32", "bf16"]
+Checkpoint = Literal["last", "before", "best"]
+
 OF_RUNS = ("start_from", "stem_from", "teacher")
 """Options that name other runs, one or several."""
 
@@ -62,7 +59,7 @@ class PartsOptions:
     guided: int = 1
     """Further upsampling of the logits, each way, with weights from the picture: 1 (none: original), 2 or 4; needs
     stem=s8 and finer=2."""
-    standardize: str = "data"
+    standardize: Literal["data", "picture"] = "data"
     """Mean and deviation that standardise each colour channel: data (of all training pictures: original), or picture
     (of the picture itself, which removes brightness and tint)."""
     steps: int = 3
@@ -75,7 +72,6 @@ class PartsOptions:
         require_range(self, 1, STEPS_LIMIT, "steps")
         require_range(self, 0, 10, "depth")
         require_range(self, 1, 8, "finer", "guided")
-        require("standardize", self.standardize, STANDARDIZE)
         require_range(self, 0.1, 10, "growth")
 
 
@@ -108,9 +104,9 @@ class DataOptions:
 class TrainOptions(DataOptions, NetworkOptions):
     """Train one network into a run directory, or resume one (resume=RUN)."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """Device: auto, cpu, cuda or mps."""
-    precision: str = "auto"
+    precision: Precision = "auto"
     """Precision: 32, bf16 (mixed: weights stay in 32 bits), or auto: bf16 where CUDA computes in it, else 32."""
     channels_last: bool = True
     """Whether to use the channels-last memory layout (NHWC): faster convolutions, but slower norm=layerHW on a
@@ -123,9 +119,9 @@ class TrainOptions(DataOptions, NetworkOptions):
     """Pictures per optimiser step, over all processes."""
     lr: float = 1e-3
     """Learning rate."""
-    optimizer: str = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     """Optimiser: adamw (original), or muon, which orthogonalises updates of kernels and needs far fewer epochs."""
-    schedule: str = "constant"
+    schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the epochs: constant (original) or cosine (to zero)."""
     warmup: int = 0
     """Epochs of linear learning-rate warm-up to `lr`."""
@@ -138,11 +134,11 @@ class TrainOptions(DataOptions, NetworkOptions):
     """Weight of the Dice loss beside cross-entropy; 0 leaves it out."""
     lovasz: float = 0.0
     """Weight of the Lovasz-softmax loss of the last step; 0 leaves it out."""
-    fuse_start: str = "random"
+    fuse_start: Literal["random", "state"] = "random"
     """Initial output of a context-state fusion layer: random (a mix: original), or state (the context ignored)."""
     balance: float | None = None
     """c in a class's weight 1 / ln(c + its share of the pixels) in cross-entropy, 1.02 to 1.5 (default: all alike)."""
-    target: str = "centre"
+    target: Literal["centre", "area"] = "centre"
     """Target of a logit: centre (the class at the centre of its cell of the picture: original), or area (the share of
     the cell that each class covers)."""
     gamma: float = 1.0
@@ -205,12 +201,6 @@ class TrainOptions(DataOptions, NetworkOptions):
     def __post_init__(self) -> None:
         PartsOptions.__post_init__(self)
         DataOptions.__post_init__(self)
-        require("device", self.device, DEVICES)
-        require("precision", self.precision, PRECISIONS)
-        require("fuse_start", self.fuse_start, FUSE_STARTS)
-        require("optimizer", self.optimizer, OPTIMIZERS)
-        require("schedule", self.schedule, ("constant", "cosine"))
-        require("target", self.target, TARGETS)
         require_range(self, 1, LARGE, "epochs", "batch", "val_every", "devices", "nodes")
         require_range(self, 0, LARGE, "seed", "dice", "lovasz", "warmup", "weight_decay", "memory")
         require_range(self, 0, 1, "gamma", "ema", "taught")
@@ -299,14 +289,10 @@ class StatsOptions(DataOptions):
 class TrainedOptions:
     """A trained network."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """Device: auto, cpu, cuda or mps."""
-    checkpoint: str = "last"
+    checkpoint: Checkpoint = "last"
     """Checkpoint: last, before (the checkpoint before last) or best (chosen on val, so optimistic there)."""
-
-    def __post_init__(self) -> None:
-        require("device", self.device, DEVICES)
-        require("checkpoint", self.checkpoint, CHECKPOINTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +301,7 @@ class EvaluateOptions(TrainedOptions):
 
     run: str
     """Run directory, as `trailseg train` made it."""
-    precision: str | None = None
+    precision: Precision | None = None
     """Precision: 32, bf16 or auto (default: as trained)."""
     steps: StepRange | None = None
     """Steps to measure: 8, or 1..8, or 4..8 (default: up to those trained)."""
@@ -331,9 +317,6 @@ class EvaluateOptions(TrainedOptions):
     """Whether to print JSON: one object."""
 
     def __post_init__(self) -> None:
-        TrainedOptions.__post_init__(self)
-        if self.precision is not None:
-            require("precision", self.precision, PRECISIONS)
         if self.steps is not None and not 1 <= self.steps.first <= self.steps.last <= STEPS_LIMIT:
             raise OptionError(f"steps={self.steps.first}..{self.steps.last}: take steps from 1 to {STEPS_LIMIT}")
         require_range(self, 1, LARGE, "batch")
@@ -356,7 +339,7 @@ class PredictOptions(TrainedOptions):
     """Share of the pixels, 0 to 1, that a step must change for steps=auto to take another."""
     most_steps: int | None = None
     """Maximum for steps=auto (default: twice the trained steps, or the network's maximum)."""
-    precision: str = "32"
+    precision: Precision = "32"
     """Precision: 32, bf16 (mixed) or auto (bf16 on CUDA); an exported file computes in 32."""
     size: Size | None = None
     """Height,width in pixels that pictures are resized to (default: as trained)."""
@@ -366,8 +349,6 @@ class PredictOptions(TrainedOptions):
     """Whether each video frame starts from the state of the previous one."""
 
     def __post_init__(self) -> None:
-        TrainedOptions.__post_init__(self)
-        require("precision", self.precision, PRECISIONS)
         require_range(self, 1, LARGE, "batch")
 
 
@@ -379,9 +360,9 @@ class BenchmarkOptions(PartsOptions):
     """Rows of the table, run directories and exported .onnx files (default: the twelve networks and single)."""
     classes: int = 9
     """Classes K of rows of the table (9 is TAS500's coarse label set)."""
-    device: str = "auto"
+    device: Device = "auto"
     """Device: auto, cpu, cuda or mps."""
-    precision: str = "32"
+    precision: Precision = "32"
     """Precision: 32, bf16 or auto (bf16 on CUDA); an exported file keeps its own."""
     channels_last: bool = True
     """Whether features lie in memory channels-last (NHWC; PyTorch only)."""
@@ -400,8 +381,6 @@ class BenchmarkOptions(PartsOptions):
 
     def __post_init__(self) -> None:
         PartsOptions.__post_init__(self)
-        require("device", self.device, DEVICES)
-        require("precision", self.precision, PRECISIONS)
         require_range(self, 1, 254, "classes")
         require_range(self, 1, LARGE, "batch")
         require_range(self, 5, LARGE, "repeats")
@@ -417,7 +396,6 @@ class AppOptions(TrainedOptions):
     """Port of 127.0.0.1 (default: 7860, or the next that is free)."""
 
     def __post_init__(self) -> None:
-        TrainedOptions.__post_init__(self)
         if self.port is not None:
             require_range(self, 1024, 65535, "port")
 
@@ -434,11 +412,10 @@ class ExportOptions:
     """Whether to write stem.onnx and step.onnx instead, for runtimes without loops and for stopping by the clock."""
     warm_start: bool = False
     """Whether the file can also start from a video's previous frame (not for OpenVINO)."""
-    checkpoint: str = "last"
+    checkpoint: Checkpoint = "last"
     """Checkpoint: last, before (the checkpoint before last) or best (chosen on val)."""
 
     def __post_init__(self) -> None:
-        require("checkpoint", self.checkpoint, CHECKPOINTS)
         if self.parts and self.warm_start:
             raise OptionError("warm_start=true: step.onnx always starts from any state; leave one of the two out")
 

@@ -2,11 +2,11 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from trailseg.errors import OptionError
+from trailseg.errors import OptionError, require
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,7 @@ class Compute:
     """A device and a precision."""
 
     device: torch.device
-    precision: str
-    """32 or bf16."""
+    precision: Literal["32", "bf16"]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Within it operations that bear it compute in bf16, where that is the precision."""
@@ -32,9 +31,8 @@ def settle(device: str, precision: str) -> Compute:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         device = next(name for name, usable in there.items() if usable)
-    if not there[device]:
+    if not there[require("device", device, there)]:
         raise OptionError(f"device={device}: there is none here; say device=cpu, or leave it out")
-    if precision == "auto":
-        fast = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if fast else "32"
-    return Compute(torch.device(device), precision)
+    fast = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    half = fast if require("precision", precision, ("auto", "32", "bf16")) == "auto" else precision == "bf16"
+    return Compute(torch.device(device), "bf16" if half else "32")

@@ -67,8 +67,11 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str = "") -> T
             accepted = types[require_option(name, kind)]
             if value == "" or (value is None and NoneType not in accepted):
                 raise OptionError(f"{name} needs a value")
+            if value is not None and (choices := _choices(accepted)):
+                require(name, str(value), choices)
         # A YAML file may write a word such as precision or root as a number.
-        texts = {k: str(v) for k, v in values.items() if str in types[k] and isinstance(v, int | float)}
+        words = {name for name, accepted in types.items() if str in accepted or _choices(accepted)}
+        texts = {k: str(v) for k, v in values.items() if k in words and isinstance(v, int | float)}
         try:
             lists = {k: v.split(",") for k, v in values.items() if list[str] in types[k] and isinstance(v, str)}
             found = _parser(kind).parse_object(dict(values) | texts | lists)  # type: ignore[arg-type]
@@ -85,6 +88,12 @@ def from_mapping(kind: type[T], values: Mapping[str, Any], where: str = "") -> T
 def _accepted(kind: Any) -> tuple[Any, ...]:
     """The types of which a value of type `kind` may be: those of a union, or itself."""
     return get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
+
+
+def _choices(types: Iterable[Any]) -> tuple[str, ...]:
+    """The words of which a value of one of these types must be one; none where it may be something else."""
+    kinds = [kind for kind in types if kind is not NoneType]
+    return get_args(kinds[0]) if len(kinds) == 1 and get_origin(kinds[0]) is Literal else ()
 
 
 def _expected(types: Iterable[Any]) -> str:

@@ -25,13 +25,8 @@ def build(options: NetworkOptions, *, classes: int) -> Recurrence:
     stride, make_stem = STEMS[require("stem", options.stem, STEMS)]
     switches = CORES[require("core", options.core, CORES)]
     make_norm = NORMS[require("norm", options.norm, NORMS)]
-    channels, depth, steps, finer, guided = (
-        options.channels,
-        options.depth,
-        options.steps,
-        options.finer,
-        options.guided,
-    )
+    channels, depth, steps = options.channels, options.depth, options.steps
+    finer, guided = options.finer, options.guided
     if not depth and not switches["dilations"]:
         raise OptionError(f"depth=0: core={options.core} needs a halving; take a greater depth, or core=dilated")
     if stride % finer:
