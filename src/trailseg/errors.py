@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 
 class OptionError(ValueError):
@@ -29,6 +31,14 @@ def lacks_memory(error: Exception) -> bool:
 def missing(what: str, extra: str) -> OptionError:
     """Tells `what` is missing, and how the extra that installs it is had."""
     return OptionError(f"{what}: pip install '.[{extra}]' in its repository")
+
+
+def optional(module: str, what: str, extra: str) -> ModuleType:
+    """A module that is installed only where it is wanted; OptionError as `missing` says it where it is not."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise missing(what, extra) from None
 
 
 def require(option: str, value: str, allowed: Iterable[str], *, joint: str = "=") -> str:

@@ -2,13 +2,12 @@
 
 from hashlib import sha256
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from trailseg.config import Size
-from trailseg.errors import FileError, OptionError, missing
+from trailseg.errors import FileError, OptionError, optional
 from trailseg.model import Answers, Facts
 
 PROVIDERS = {"auto": "CPUExecutionProvider", "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -133,7 +132,7 @@ class _File:
     """A file that `trailseg export` wrote, opened in ONNX Runtime."""
 
     def __init__(self, path: Path, device: str) -> None:
-        runtime = _import_runtime()
+        runtime = optional("onnxruntime", "an exported file needs onnxruntime", "runtime")
         provider = PROVIDERS.get(device)
         if provider not in runtime.get_available_providers():
             raise OptionError(f"device={device}: this onnxruntime has none; say device=cpu, or leave it out")
@@ -180,12 +179,3 @@ def _explained(error: Exception, given: dict[str, np.ndarray]) -> Exception:
     if "hidden_before" in given or "hidden" in given:
         return OptionError("before: that answer is of pictures of another size or number; start without it")
     return error
-
-
-def _import_runtime() -> ModuleType:
-    """ONNX Runtime, which is installed only where it is wanted."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise missing("an exported file needs onnxruntime", "runtime") from None
-    return onnxruntime

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from trailseg.errors import FileError, missing
+from trailseg.errors import FileError, optional
 from trailseg.writing import half_written
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
@@ -26,7 +26,7 @@ class VideoReader:
     """Frames per second (on average, where they differ)."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._av = path, _import_av()
+        self.path, self._av = path, optional("av", "video needs av", "video")
         self._container, self._torn = self._open()
         self._stream = self._container.streams.best("video")
         if self._stream is None:
@@ -103,7 +103,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, rate: Fraction) -> None:
-        self.path, self.rate, self._av = path, rate, _import_av()
+        self.path, self.rate, self._av = path, rate, optional("av", "video needs av", "video")
         self._half = half_written(path)
         self._container: Any = None
         self._stream: Any = None
@@ -164,12 +164,3 @@ class VideoWriter:
         except (OSError, self._av.FFmpegError) as error:
             problem = f"cannot be written ({error.strerror})"
             raise FileError(self.path, problem, "make room or give permission there") from None
-
-
-def _import_av() -> ModuleType:
-    """PyAV, which is installed only where it is wanted."""
-    try:
-        import av
-    except ImportError:
-        raise missing("video needs av", "video") from None
-    return av
