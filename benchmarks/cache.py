@@ -24,7 +24,6 @@ import torch
 from PIL import Image
 
 from trailseg import training
-from trailseg.ahead import ahead
 from trailseg.config import DataOptions, NetworkOptions, Size, TrainOptions
 from trailseg.data.cache import decoded
 from trailseg.data.memory import Memory, batches
@@ -34,6 +33,7 @@ from trailseg.evaluation import evaluate
 from trailseg.labels import CAMVID
 from trailseg.memory_use import apart, forget_peak, resident
 from trailseg.networks.build import build
+from trailseg.prefetch import prefetch
 
 DISTINCT = 12  # pictures; the others are copies of these
 FILES, SIZE = Size(60, 80), Size(48, 64)  # height and width of the files, and of what training sees
@@ -71,7 +71,7 @@ def fetch_epoch(memory: Memory) -> None:
     order = list(batches(len(memory.names), batch=options.batch, seed=0, epoch=1))
     fetching = partial(training.fetch, memory, options, 1)
     depth = training.AHEAD
-    for _ in map(fetching, order) if memory.mapped is None else ahead(fetching, order, depth=depth, workers=depth):
+    for _ in map(fetching, order) if memory.mapped is None else prefetch(fetching, order, depth=depth, workers=depth):
         pass
 
 

@@ -29,7 +29,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from trailseg.benchmark import Subject, memory, open_subject, time_rounds, time_training
 from trailseg.config import BenchmarkOptions, Size
-from trailseg.device import settle
+from trailseg.device import resolve
 from trailseg.memory_use import apart
 from trailseg.report.plots import STYLE
 from trailseg.writing import figure_png, write_whole
@@ -163,7 +163,7 @@ def costs_of_steps(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 def rates(base: BenchmarkOptions, stems: Sequence[str], rounds: int) -> list[dict[str, Any]]:
     """GMAC per second of a matrix product, of a large convolution and of the networks: the best of five medians."""
-    device = settle(base.device, base.precision).device
+    device = resolve(base.device, base.precision).device
     square, image = torch.rand(1024, 1024, device=device), torch.rand(1, 60, 192, 384, device=device)
     convolution = torch.nn.Conv2d(60, 60, 5, padding=2).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = image.contiguous(memory_format=torch.channels_last)

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from trailseg.config import NetworkOptions, Size
-from trailseg.device import settle
+from trailseg.device import resolve
 from trailseg.losses import StepLoss
 from trailseg.memory_use import apart, grown
 from trailseg.networks.build import build
@@ -61,11 +61,11 @@ class Options(script.TimedOptions):
 def make(name: str, options: Options) -> dict[str, Callable[[], object]]:
     """A training step and an answer of the subject of that name."""
     given, (height, width) = (SUBJECTS | ACCELERATED)[name], options.size
-    compute, row = settle(options.device, given.get("precision", "32")), options.network
+    compute, row = resolve(options.device, given.get("precision", "32")), options.network
     torch.manual_seed(0)
     network = build(
         NetworkOptions(network=row, stem=given["stem"], norm=given["norm"], size=options.size), classes=CLASSES
-    ).place(compute.device, channels_last=given.get("channels_last", True))  # fmt: skip
+    ).to_device(compute.device, channels_last=given.get("channels_last", True))  # fmt: skip
     forward: Callable[[torch.Tensor], torch.Tensor] = lambda images: network(images, 3)  # noqa: E731
     if name == "original":
         layers = list(network.stem.children())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trailseg.data import augment
-from trailseg.data.augment import PRESETS, Augmentation, cover, draw, draw_partners
+from trailseg.data.augment import PRESETS, Augmentation, draw, draw_mixes, paste
 from trailseg.labels import IGNORE
 
 NOTHING = torch.tensor([[1.0, 0, 0, 0, 1, 0, 1, 1, 1, 1, 1, 1, 1]])
@@ -198,7 +198,7 @@ def test_a_cover_shows_the_other_picture_in_its_rectangle():
     (images, labels), box = pictures(2, 8, 10), [0.25, 0.5, 0.75, 0.9]
     others, other_labels = 1 - images, labels + 10
     boxes = torch.tensor([box, [0.0, 0, 0, 0]])
-    mixed, mixed_labels = cover(images, labels, others, other_labels, boxes, torch.full((2, 256), True))
+    mixed, mixed_labels = paste(images, labels, others, other_labels, boxes, torch.full((2, 256), True))
     inside = torch.zeros(8, 10, dtype=torch.bool)
     inside[2:6, 5:9] = True
     assert torch.equal(mixed_labels[0], torch.where(inside, other_labels[0], labels[0]))
@@ -211,7 +211,7 @@ def test_a_cover_shows_only_the_labels_that_are_seen():
     others, other_labels = 1 - images, labels.flip(1)
     seen[1, 3] = True
     everything = torch.tensor([[0.0, 0, 1, 1]]).expand(2, 4)
-    mixed, mixed_labels = cover(images, labels, others, other_labels, everything, seen)
+    mixed, mixed_labels = paste(images, labels, others, other_labels, everything, seen)
     assert torch.equal(mixed[0], images[0])
     inside = other_labels[1] == 3
     assert 0 < inside.sum() < inside.numel()
@@ -221,7 +221,7 @@ def test_a_cover_shows_only_the_labels_that_are_seen():
 
 def test_half_of_the_covers_of_classmix_are_half_of_the_classes_wherever_they_lie():
     drawing = {"seed": 1, "epoch": 2, "places": range(400), "view": (1, 1)}
-    cutmix, classmix = (draw_partners(PRESETS[name], 20, **drawing) for name in ("mild", "classmix"))
+    cutmix, classmix = (draw_mixes(PRESETS[name], 20, **drawing) for name in ("mild", "classmix"))
     assert torch.equal(cutmix[0], classmix[0])
     assert torch.equal(cutmix[1], classmix[1])
     assert cutmix[3].all()
@@ -236,7 +236,7 @@ def test_half_of_the_covers_of_classmix_are_half_of_the_classes_wherever_they_li
 def test_partners_depend_on_seed_epoch_and_place_only_and_cover_half_on_average():
     robust = PRESETS["robust"]
     drawn = [
-        draw_partners(robust, 20, seed=1, epoch=2, places=places, view=(1, 1)) for places in (range(400), range(7, 400))
+        draw_mixes(robust, 20, seed=1, epoch=2, places=places, view=(1, 1)) for places in (range(400), range(7, 400))
     ]
     for whole, part in zip(*drawn, strict=True):
         assert torch.equal(whole[7:], part)
@@ -248,4 +248,4 @@ def test_partners_depend_on_seed_epoch_and_place_only_and_cover_half_on_average(
     assert boxes.max() <= 1
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     assert abs(area.mean() - 0.5) < 0.05
-    assert (draw_partners(PRESETS["views"], 50, seed=1, epoch=2, places=range(99), view=(1, 1))[0] == -1).all()
+    assert (draw_mixes(PRESETS["views"], 50, seed=1, epoch=2, places=range(99), view=(1, 1))[0] == -1).all()

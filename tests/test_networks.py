@@ -108,7 +108,7 @@ def test_no_gradient_flows_through_the_prefix(name):
     (network(image, 2, prefix) ** 2).sum().backward()
     got = {n: p.grad for n, p in network.named_parameters()}
     network.zero_grad(set_to_none=True)
-    context = network.begin(image)
+    context = network.encode(image)
     with torch.no_grad():
         state = network.step(1, context, network.step(0, context, None))
     loss = 0
@@ -355,7 +355,7 @@ def test_finer_logits_lie_where_their_features_lie(finer):
     lit[..., :4, -4:] = 1
     pictures = torch.cat([dark, lit])
     assert network(pictures, 2).shape == (2, 2, 5, 4 * finer, 6 * finer)
-    logits = network.head(network.begin(pictures).features)  # a core spreads what it sees
+    logits = network.head(network.encode(pictures).features)  # a core spreads what it sees
     change = (logits[1] - logits[0]).abs().sum(0)
     row, column = divmod(int(change.argmax()), change.shape[1])
     assert row < finer
@@ -364,7 +364,7 @@ def test_finer_logits_lie_where_their_features_lie(finer):
 
 def test_the_feedback_of_finer_logits_sees_all_of_them():
     network = make("gated", stem="x2", finer=2).double()
-    state = network.step(0, network.begin(picture(1, 3, 16, 24, dtype=torch.float64)), None)
+    state = network.step(0, network.encode(picture(1, 3, 16, 24, dtype=torch.float64)), None)
     assert state.logits.shape == (1, 5, 16, 24)
     logits = state.logits.detach().requires_grad_()
     network.feedback(logits).sum().backward()

@@ -418,7 +418,6 @@ def test_with_neither_a_line_says_what_to_install(shipped: Path):
 
 
 def test_the_package_holds_the_default_network():
-    """Fails until src/trailseg/weights holds it; the tests below run over whatever is there."""
     assert MODEL in packed()
 
 

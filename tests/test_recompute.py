@@ -55,11 +55,11 @@ def test_gradients_and_statistics_are_the_same_to_the_bit(options):
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_layout_in_memory_changes_no_result(norm, channels_last):
-    network = make(norm=norm, size=(32, 48)).place(torch.device("cpu"), channels_last=channels_last)
+    network = make(norm=norm, size=(32, 48)).to_device(torch.device("cpu"), channels_last=channels_last)
     weight = network.stem[0].weight
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert weight.is_contiguous(memory_format=layout)
-    assert network.begin(picture(2, 3, 32, 48)).features.is_contiguous(memory_format=layout) or norm in (
+    assert network.encode(picture(2, 3, 32, 48)).features.is_contiguous(memory_format=layout) or norm in (
         "layerHW",
         "layerCHW",
     )

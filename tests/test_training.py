@@ -585,10 +585,10 @@ def test_the_average_is_what_is_validated_saved_and_used(tmp_path):
 def test_the_average_by_hand():
     network, average = (build_network(replace(TINY, seed=seed), classes=3) for seed in (0, 1))
     first, new = average.head.weight.clone(), network.head.weight.clone()
-    training.average_in(average, network, ema=0.9, step=0)  # keeps 1 / 10
+    training.update_average(average, network, ema=0.9, step=0)  # keeps 1 / 10
     torch.testing.assert_close(average.head.weight, 0.1 * first + 0.9 * new)
     before = average.head.weight.clone()
-    training.average_in(average, network, ema=0.9, step=1000)
+    training.update_average(average, network, ema=0.9, step=1000)
     torch.testing.assert_close(average.head.weight, 0.9 * before + 0.1 * new)
 
 

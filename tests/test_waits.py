@@ -68,7 +68,7 @@ def test_numbers_arrive():
 
 
 def test_new_tensors_are_not_filled_to_make_training_repeatable():
-    training.make_repeatable()
+    training.make_deterministic()
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         torch.empty(3)
     assert not [event for event in seen.key_averages() if event.key == "aten::fill_"]

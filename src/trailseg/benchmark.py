@@ -50,7 +50,7 @@ class Asked:
     macs_stem: int
     """Multiply-accumulates for one picture of `size`."""
     macs_step: int
-    """Of a further step."""
+    """Multiply-accumulates of a further step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +233,7 @@ def _open_torch(word: str, options: BenchmarkOptions) -> Subject:
     """A row of the table, with weights of its own, or a run."""
     import torch
 
-    from trailseg.device import settle
+    from trailseg.device import resolve
     from trailseg.inference import classify, refine
     from trailseg.losses import StepLoss
     from trailseg.networks.build import build
@@ -250,8 +250,8 @@ def _open_torch(word: str, options: BenchmarkOptions) -> Subject:
         classes, asked = len(run.config["data"]["classes"]), run.options
         network = run.network()
     size, most = asked.size, network.up_to(options.steps)
-    compute = settle(options.device, options.precision)
-    network.place(compute.device, channels_last=options.channels_last)
+    compute = resolve(options.device, options.precision)
+    network.to_device(compute.device, channels_last=options.channels_last)
     if options.recompute:
         network.save_memory()
     if options.compile:

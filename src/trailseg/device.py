@@ -23,7 +23,7 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
-def settle(device: str, precision: str) -> Compute:
+def resolve(device: str, precision: str) -> Compute:
     """What the options mean here: auto is CUDA before MPS before the processor, and bf16 where CUDA computes in it.
 
     OptionError where the device is not there.

@@ -16,7 +16,7 @@ from trailseg.config import EvaluateOptions
 from trailseg.data.cache import decoded
 from trailseg.data.memory import Memory, labels_at_scale
 from trailseg.data.readers import open_data, select
-from trailseg.device import settle
+from trailseg.device import resolve
 from trailseg.errors import FileError
 from trailseg.inference import changed_share, classify
 from trailseg.labels import IGNORE
@@ -125,9 +125,9 @@ def evaluate_run(run: Run, options: EvaluateOptions, stops: Sequence[Stop] = ())
         raise FileError(run.folder, "was trained on other classes than the data has now", "say its own root=")
     pictures = select(source, options.split, skip_bad=trained.skip_bad)
     memory = decoded(pictures, trained.size, budget=1e9 * trained.memory, skip_bad=trained.skip_bad)
-    compute = settle(options.device, options.precision or trained.precision)
+    compute = resolve(options.device, options.precision or trained.precision)
     found = evaluate(
-        network.place(compute.device, channels_last=trained.channels_last),
+        network.to_device(compute.device, channels_last=trained.channels_last),
         memory,
         split=options.split,
         steps=steps,

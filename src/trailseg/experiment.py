@@ -34,7 +34,7 @@ from trailseg.predictor import find_model
 from trailseg.progress import EpochProgress
 from trailseg.runs import Run, build_network, changed, versions
 from trailseg.teachers import Teachers
-from trailseg.training import Training, make_fabric, make_repeatable, together
+from trailseg.training import Training, make_deterministic, make_fabric, sum_over_processes
 from trailseg.writing import png, write_whole
 
 
@@ -43,7 +43,7 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
 
     OptionError and FileError before anything is written, where something does not fit; see also `training.Training`.
     """
-    options = settle(options)
+    options = resolve(options)
     labels = check(options).labels
     fabric = _fabric(options)
     console.quiet |= not fabric.is_global_zero
@@ -51,7 +51,7 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
         check_same(Run.open(folder), options)
     elif fabric.is_global_zero:
         Run.require_free(folder)
-    make_repeatable()
+    make_deterministic()
     data = DataOptions(**{field.name: getattr(options, field.name) for field in fields(DataOptions)})
     memory, val = (
         _decoded(data, options.size, splits, 1e9 * options.memory, options.skip_bad)
@@ -91,7 +91,7 @@ def train(options: TrainOptions, folder: Path, *, name: str, console: Console, r
                 autocast=fabric.autocast,
                 rank=fabric.global_rank,
                 world=fabric.world_size,
-                add_up=lambda counts: together(fabric, counts),
+                add_up=lambda counts: sum_over_processes(fabric, counts),
             ),
             report=progress,
         )
@@ -249,9 +249,9 @@ def check(options: TrainOptions) -> DataSet | Procedural:
     return source
 
 
-def settle(options: TrainOptions) -> TrainOptions:
+def resolve(options: TrainOptions) -> TrainOptions:
     """The options with that in place of auto which it means on their device."""
-    return replace(options, precision=device.settle(options.device, options.precision).precision)
+    return replace(options, precision=device.resolve(options.device, options.precision).precision)
 
 
 @lru_cache(maxsize=2)  # the rows of a study share their data: read it once

@@ -12,7 +12,7 @@ from torch import Tensor
 from trailseg.checkpoints import checksum
 from trailseg.config import Size
 from trailseg.data.readers import TERMS
-from trailseg.device import settle
+from trailseg.device import resolve
 from trailseg.errors import FileError, OptionError
 from trailseg.model import Answers, Facts
 from trailseg.networks.recurrence import Recurrence, State
@@ -40,7 +40,7 @@ def refine(
     """
     first = 0 if state is None else 1
     size = (images.shape[-2], images.shape[-1])
-    context = network.begin(images)
+    context = network.encode(images)
     state = network.step(first, context, state)
     trail = [network.crop(state.logits, size)]
     used = torch.ones(len(images), dtype=torch.int64, device=images.device)
@@ -86,8 +86,8 @@ class TorchModel:
 
     def __init__(self, run: Run, *, device: str, precision: str, checkpoint: str) -> None:
         """FileError where the run has no such checkpoint, OptionError where the device is not there."""
-        self._compute = settle(device, precision)
-        self.network = run.network(checkpoint).place(self._compute.device, channels_last=run.options.channels_last)
+        self._compute = resolve(device, precision)
+        self.network = run.network(checkpoint).to_device(self._compute.device, channels_last=run.options.channels_last)
         self.facts, self._folder = facts_of(run), run.folder
 
     @property

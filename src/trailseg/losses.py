@@ -57,7 +57,7 @@ class StepLoss:
         return sums, torch.stack([pixels.sum(), scored.flatten(1).any(1).sum()]).to(sums)
 
     def _of_step(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The same two sums (2,) of one step's logits (B, K, h, w), without Lovasz, against classes or shares."""
+        """Cross-entropy and weighted Dice, sums (2,), of one step's logits (B, K, h, w) against classes or shares."""
         log_p = F.log_softmax(logits.float(), 1)
         weights = None if self.weights is None else self.weights.to(log_p)
         if target.is_floating_point():

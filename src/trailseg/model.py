@@ -38,11 +38,11 @@ class Facts:
     macs_stem: int
     """Multiply-accumulates for a picture of `size`."""
     macs_step: int
-    """Of a further step."""
+    """Multiply-accumulates of a further step."""
     data: str
     """What it was trained on."""
     licence: str
-    """Of the weights, which that of the data decides."""
+    """Licence of the weights, which follows that of the data."""
 
     def to_texts(self) -> dict[str, str]:
         """The facts as an exported file keeps them: names to JSON."""

@@ -266,7 +266,7 @@ def _first(graph: "_Graph", warm_start: bool) -> list[NodeProto]:
 
 def _begin(network: Recurrence, image: Tensor) -> tuple[Tensor, ...]:
     """The context of an image (B, H, W, 3) uint8, which is `_Graph.seen`."""
-    return tuple(part for part in network.begin(image.permute(0, 3, 1, 2).float() / 255) if part is not None)
+    return tuple(part for part in network.encode(image.permute(0, 3, 1, 2).float() / 255) if part is not None)
 
 
 def _step_0(network: Recurrence, *seen: Tensor) -> State:

@@ -95,7 +95,7 @@ def _last(run: Run) -> dict[str, Any]:
 
 
 def _mean(records: Sequence[Any]) -> Any:
-    """Of records of the same shape one with the means of their measures; the rest, which is alike, is the first's."""
+    """The mean, number by number, of nested records of one shape; what is no number is that of the first."""
     first = records[0]
     if isinstance(first, dict):
         return {key: _mean([record[key] for record in records]) for key in first}

@@ -8,10 +8,10 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NamedTuple
 
-from trailseg.ahead import ahead
 from trailseg.config import PredictOptions
 from trailseg.errors import FileError, OptionError
 from trailseg.predictor import THREADS, Answer, Predictor, find_pictures
+from trailseg.prefetch import prefetch
 from trailseg.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
 from trailseg.writing import png, sweep, write_whole
 
@@ -96,7 +96,7 @@ def predict(options: PredictOptions, out: Path) -> Iterator[Told]:
                 raise  # it would be the same with the next picture
             return FileError(picture, f"its answer {error.problem}", "give it another name")
 
-    yield from ahead(write, begun(), depth=max(options.batch, THREADS), workers=THREADS)
+    yield from prefetch(write, begun(), depth=max(options.batch, THREADS), workers=THREADS)
     if len(left) < len(found):
         yield Kept(len(found) - len(left))
 

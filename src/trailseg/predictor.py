@@ -16,19 +16,19 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from trailseg.ahead import ahead
 from trailseg.config import MODEL, STEPS_LIMIT, TOLERANCE, Size
 from trailseg.data.pictures import MAX_PIXELS, PICTURE_SUFFIXES, as_rgb, read_image
 from trailseg.errors import FileError, OptionError
 from trailseg.labels import make_palette
 from trailseg.model import Facts, Model
+from trailseg.prefetch import prefetch
 from trailseg.video import VideoReader
 
 WEIGHTS = Path(__file__).parent / "weights"
 """What `trailseg pack` wrote of the networks in the package, each in a folder of its name."""
 
 THREADS = 4
-"""That read pictures ahead, and as many that write answers; each holds a picture, so that more would cost memory."""
+"""Threads that read pictures ahead, and as many that write answers; each holds a picture: more would cost memory."""
 
 RUN_PACKAGES = ("torch", "safetensors")
 """What a run directory needs to be read."""
@@ -153,8 +153,8 @@ class Predictor:
     def files(
         self, files: Sequence[Path], *, batch: int = 1, **options: Any
     ) -> Iterator[tuple[Path, Answer | FileError]]:
-        """The same of these files, in their order."""
-        images = ahead(_read, files, depth=max(batch, THREADS), workers=THREADS)
+        """(path, Answer, or FileError where it cannot be read) of each of these files, in their order."""
+        images = prefetch(_read, files, depth=max(batch, THREADS), workers=THREADS)
         for first in range(0, len(files), batch):
             read = list(zip(files[first : first + batch], images, strict=False))  # takes one image for each file
             answers = iter(self.batch([image for _, image in read if isinstance(image, np.ndarray)], **options))

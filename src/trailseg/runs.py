@@ -254,7 +254,7 @@ class Position(NamedTuple):
     loss: float = 0.0
     """The sum of the losses of the pictures of these."""
     seconds: float = 0.0
-    """That these took."""
+    """Seconds that the next epoch has taken so far."""
 
 
 def _is_configuration(config: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from trailseg.config import TrainOptions
 from trailseg.errors import FileError, OptionError, lacks_memory, require
-from trailseg.experiment import check, check_same, settle, train
+from trailseg.experiment import check, check_same, resolve, train
 from trailseg.parsing import from_mapping, read_yaml
 from trailseg.predictor import find_model
 from trailseg.report import write_report
@@ -73,7 +73,7 @@ def plan(file: Path, out: Path, overrides: Mapping[str, Any]) -> list[Planned]:
                 raise OptionError(
                     f"{file}: {name}: a study names the folders of its runs; say neither out nor resume in it"
                 )
-            options = settle(from_mapping(TrainOptions, values, f"{file}: {name}"))
+            options = resolve(from_mapping(TrainOptions, values, f"{file}: {name}"))
             folder = out / "-".join([name, *([options.val_on] if split else []), f"seed{options.seed}"])
             if folder in planned:
                 raise OptionError(f"{file}: two rows are called {name}; give each a name of its own")

@@ -29,10 +29,10 @@ class Teachers:
                 problem += ", one of its learner for {0} x {0} with guided={1}".format(*mine)
                 raise FileError(run.folder, problem, "say the stem, finer and guided that it has")
 
-    def place(self, device: torch.device, *, channels_last: bool) -> None:
-        """Moves them to the device, as `Recurrence.place` does."""
+    def to_device(self, device: torch.device, *, channels_last: bool) -> None:
+        """Moves them to the device, as `Recurrence.to_device` does."""
         for network in self.networks:
-            network.place(device, channels_last=channels_last)
+            network.to_device(device, channels_last=channels_last)
 
     @torch.no_grad()
     def answer(self, images: Tensor, position: int | None = None) -> Tensor:

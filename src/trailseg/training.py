@@ -20,16 +20,16 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from trailseg.ahead import ahead
 from trailseg.config import Size, TrainOptions
 from trailseg.data import augment
 from trailseg.data.memory import Batch, Memory, batches, in_squares, labels_at_scale, shares_at_scale
-from trailseg.device import settle
+from trailseg.device import resolve
 from trailseg.errors import FileError
 from trailseg.labels import IGNORE
 from trailseg.losses import StepLoss, class_weights
 from trailseg.networks.recurrence import Recurrence
 from trailseg.optimizers import OPTIMIZERS
+from trailseg.prefetch import prefetch
 from trailseg.runs import Position, Run
 from trailseg.teachers import Teachers
 
@@ -44,7 +44,7 @@ Report = Callable[[dict[str, Any]], None]
 
 def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1, strategy: str = "auto") -> Fabric:
     """Fabric for a device and a precision by the names of the options; OptionError where the device is not there."""
-    compute = settle(device, precision)
+    compute = resolve(device, precision)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of every precision and process group
     return Fabric(
         accelerator=compute.device.type,
@@ -55,7 +55,7 @@ def make_fabric(device: str, precision: str, *, devices: int = 1, nodes: int = 1
     )
 
 
-def make_repeatable() -> None:
+def make_deterministic() -> None:
     """Asks torch for the same bits every time, where it has an algorithm that gives them."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS picks algorithms by chance
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -82,9 +82,9 @@ class Training:
         """Prepares to train `network` on `memory`, from the run's last checkpoint or else the network's own weights."""
         self.fabric, self.run, self.network, self.options = fabric, run, network, options
         self.validate, self.report = validate, report
-        network.place(fabric.device, channels_last=options.channels_last)
+        network.to_device(fabric.device, channels_last=options.channels_last)
         if teachers is not None:
-            teachers.place(fabric.device, channels_last=options.channels_last)
+            teachers.to_device(fabric.device, channels_last=options.channels_last)
         self.teachers = teachers
         if options.recompute:
             network.save_memory()
@@ -161,19 +161,19 @@ class Training:
         )
         numbers = range(self.at.step, len(order))
         rest, fetching = order[self.at.step :], partial(fetch, memory, options, epoch)
-        found = map(fetching, rest) if memory.mapped is None else ahead(fetching, rest, depth=AHEAD, workers=AHEAD)
+        found = map(fetching, rest) if memory.mapped is None else prefetch(fetching, rest, depth=AHEAD, workers=AHEAD)
         for number, batch, fetched in zip(numbers, rest, found, strict=True):
             images, labels = load(fetched, options.crop or options.size, self.fabric.device)
             loss = self.compute_gradients(images, labels, epoch=epoch, number=number)
             with self._changing:
                 largest = self.update_weights(step=(epoch - 1) * len(order) + number)
-                self._settle()
+                self._collect_loss()
                 self._told = partial(self._finite, Underway(torch.stack([loss, largest])), batch, epoch)
                 self.at = Position(epoch - 1, number + 1, self.at.loss, time.perf_counter() - started)
                 if self._buffers:
                     torch._foreach_copy_(list(self._buffers.values()), list(network.buffers()))
         with self._changing:
-            self._settle()
+            self._collect_loss()
 
     def compute_gradients(self, images: Tensor, labels: Tensor, *, epoch: int, number: int) -> Tensor:
         """The loss (), mean over all processes, of a batch: images (B, 3, H, W) in 0..1 and labels (B, H, W) uint8.
@@ -186,16 +186,16 @@ class Training:
         logits = self.wrapped_network(images, steps, prefix, position)
         sums, counts = self.criterion(logits, self.target(images, labels, position))
         # DDP takes the mean of the processes' gradients; dividing by the counts of all makes it that of one.
-        loss = (world * sums / together(self.fabric, counts).clamp(min=1)).sum()
+        loss = (world * sums / sum_over_processes(self.fabric, counts).clamp(min=1)).sum()
         self.wrapped_optimizer.zero_grad()
         self.fabric.backward(loss)
-        return together(self.fabric, loss.detach()) / world
+        return sum_over_processes(self.fabric, loss.detach()) / world
 
     def update_weights(self, *, step: int) -> Tensor:
         """Moves the weights and their average by the gradients; the largest weight () then. `step` counts from 0."""
         self.wrapped_optimizer.step()
         if self.average is not None:
-            average_in(self.average, self.network, ema=self.options.ema, step=step)
+            update_average(self.average, self.network, ema=self.options.ema, step=step)
         return torch.nn.utils.get_total_norm([w.detach() for w in self.network.parameters() if w.numel()], math.inf)
 
     def target(self, images: Tensor, labels: Tensor, position: int | None = None) -> Tensor:
@@ -220,14 +220,14 @@ class Training:
         """Replaces checkpoints/last by what is done so far; in any thread, at any time. FileError as in `fit`."""
         with self._changing:
             if self.fabric.is_global_zero:
-                self._settle()
+                self._collect_loss()
                 self._save()
 
     def _save(self) -> None:
         weights = {**self.network.state_dict(), **self._buffers}
         self.run.save("last", weights, self.at, self.network, self.optimizer, self.average)
 
-    def _settle(self) -> None:
+    def _collect_loss(self) -> None:
         """Adds the loss of the last step to the position: a step later, lest the device be waited for at every one."""
         if self._told:
             self.at = self.at._replace(loss=self.at.loss + self._told())
@@ -267,7 +267,7 @@ class Underway:
 
 
 class Mixed(NamedTuple):
-    """Those M pictures of a batch that another picture covers in part, and what covers them; see `augment.cover`."""
+    """Those M pictures of a batch that another picture covers in part, and what covers them; see `augment.paste`."""
 
     where: Tensor
     """(M,) their places in the batch."""
@@ -277,7 +277,7 @@ class Mixed(NamedTuple):
     drawn: Tensor
     """See `augment.draw`."""
     boxes: Tensor
-    """See `augment.draw_partners`, as of `seen`."""
+    """See `augment.draw_mixes`, as of `seen`."""
     seen: Tensor
 
 
@@ -307,7 +307,7 @@ def fetch(memory: Memory, options: TrainOptions, epoch: int, batch: Batch) -> Fe
     drawn = augment.draw(preset, **drawing)
     if not preset.mix:
         return Fetched(images, labels, drawn, None)
-    partners, partners_drawn, boxes, seen = augment.draw_partners(preset, len(memory.names), **drawing)
+    partners, partners_drawn, boxes, seen = augment.draw_mixes(preset, len(memory.names), **drawing)
     where = ((partners >= 0) & ~batch.repeated).nonzero()[:, 0]  # what does not count stays so
     if not len(where):
         return Fetched(images, labels, drawn, None)
@@ -328,12 +328,12 @@ def load(fetched: Fetched, size: Size, device: torch.device) -> tuple[Tensor, Te
     if mixed := fetched.mixed:
         views = augment.apply(move(mixed.images).float() / 255, move(mixed.labels), mixed.drawn, size)
         here = move(mixed.where)
-        images[here], labels[here] = augment.cover(images[here], labels[here], *views, mixed.boxes, mixed.seen)
+        images[here], labels[here] = augment.paste(images[here], labels[here], *views, mixed.boxes, mixed.seen)
     return images, labels
 
 
 @torch.no_grad()
-def average_in(average: Recurrence, network: Recurrence, *, ema: float, step: int) -> None:
+def update_average(average: Recurrence, network: Recurrence, *, ema: float, step: int) -> None:
     """Moves `average` towards the weights of `network`, and the statistics of its norms, after an optimiser step.
 
     `step` counts these from 0. It keeps the share `ema` of itself, in the first steps less: (1 + step) / (10 + step),
@@ -383,6 +383,6 @@ def miou_of(record: dict[str, Any]) -> float:
     return -1.0 if val is None or val["steps"][-1]["miou"] is None else float(val["steps"][-1]["miou"])
 
 
-def together(fabric: Fabric, values: Tensor) -> Tensor:
+def sum_over_processes(fabric: Fabric, values: Tensor) -> Tensor:
     """The sum of `values` over all processes."""
     return fabric.all_reduce(values, reduce_op="sum")  # type: ignore[return-value]

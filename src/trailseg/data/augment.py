@@ -71,7 +71,7 @@ def draw(
     return torch.tensor(np.stack(drawn), dtype=torch.float32)
 
 
-def draw_partners(
+def draw_mixes(
     augmentation: Augmentation, count: int, *, seed: int, epoch: int, places: Iterable[int], view: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What covers a part of each place's picture: which of `count` pictures (B,) int64, -1 for none; as what `draw`
@@ -138,7 +138,7 @@ def apply(images: Tensor, labels: Tensor, drawn: Tensor, size: tuple[int, int]) 
     return images, labels
 
 
-def cover(
+def paste(
     images: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, boxes: Tensor, seen: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Images and labels as of `apply`, in whose rectangles `boxes` (B, 4) the others are, where `seen` (B, 256) says so

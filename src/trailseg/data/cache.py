@@ -90,7 +90,7 @@ class Entry:
     """What the index of an entry holds."""
 
     bytes: int
-    """Those of the data."""
+    """Size of the data file."""
     names: list[str]
     shapes: list[list[int]]
     """Height and width of each truth."""

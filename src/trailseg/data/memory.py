@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trailseg.ahead import ahead
 from trailseg.data.files import Picture
 from trailseg.errors import FileError
 from trailseg.labels import IGNORE
+from trailseg.prefetch import prefetch
 
 READERS = 4  # threads that decode
 
@@ -168,7 +168,7 @@ def resized(
         except FileError as fault:
             return fault
 
-    for found in ahead(read, pictures, depth=2 * READERS, workers=READERS):
+    for found in prefetch(read, pictures, depth=2 * READERS, workers=READERS):
         if isinstance(found, Resized):
             yield found
         elif left_out is None:

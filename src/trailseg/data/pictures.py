@@ -58,7 +58,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def as_rgb(image: Image.Image) -> np.ndarray:
-    """The same of a picture that Pillow has opened; ValueError where it cannot give the true colours."""
+    """(H, W, 3) uint8 RGB, upright, of a picture opened by Pillow; ValueError where it cannot give the true colours."""
     if misread := _misread(image):
         raise ValueError(misread)
     turn = image.getexif().get(ExifTags.Base.Orientation)

@@ -18,7 +18,7 @@ class Cost:
     parameters: int
     macs_stem: int
     macs_step: int
-    """Of a further step: core, gate, head, feedback, fuse, and sharpening where it is guided; the first step has no
+    """Of a further step: core, gate, head, feedback, fuse, and upsampling where it is guided; the first step has no
     feedback and no fuse."""
 
 
@@ -27,7 +27,7 @@ def cost(options: NetworkOptions, *, classes: int) -> Cost:
     with torch.device("meta"):
         network = build(options, classes=classes)
         image = torch.empty(1, 3, *options.size)
-    stem = _macs(lambda: network.begin(image))
+    stem = _macs(lambda: network.encode(image))
     one, two = (_macs(partial(network, image, network.up_to(steps))) for steps in (1, 2))
     return Cost(
         parameters=sum(p.numel() for p in network.parameters()),

@@ -34,7 +34,7 @@ class Guide(nn.Module):
         return torch.unflatten(self.weigh(features), 1, (9, -1)).softmax(1).flatten(1, 2)
 
 
-def sharpen(logits: Tensor, weights: Tensor) -> Tensor:
+def convex_upsample(logits: Tensor, weights: Tensor) -> Tensor:
     """Logits (B, K, r h, r w) of logits (B, K, h, w) and weights (B, 9 r r, h, w) as `Guide` gives them."""
     rows, columns = logits.shape[-2:]
     padded = F.pad(logits.contiguous(), (1, 1, 1, 1), mode="replicate")

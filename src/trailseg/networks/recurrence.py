@@ -6,12 +6,12 @@
     logits_t    = head(hidden_t)                                        (B, K, r h, r w)
     state_{t+1} = hidden_t, or fuse_t(concat(context, hidden_t)) where the context is copied
 
-`begin` and `refine` are these equations; `forward` is the loop that trains, and who stops earlier loops over `step`.
+`encode` and `advance` are these equations; `forward` is the loop that trains, and who stops earlier loops over `step`.
 
 A gated row scales core_t(input_t) by sigmoid(gate(concat(input_t, core_t(input_t)))), as a GRU does its candidate (Cho
 et al., "Learning phrase representations using RNN encoder-decoder", 2014, section 2.3).
 
-A guided network's logits are what `guide.sharpen` makes of those of the head; the feedback hears the head's.
+A guided network's logits are what `guide.convex_upsample` makes of those of the head; the feedback hears the head's.
 
 Legend: B batch, S steps, K classes, F feature channels, H x W picture, h x w features, r how much finer logits are.
 """
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trailseg.errors import OptionError
-from trailseg.networks.guide import at_position, sharpen
+from trailseg.networks.guide import at_position, convex_upsample
 from trailseg.networks.norms import Size, StepNorm
 from trailseg.networks.recompute import Layers, recomputed
 from trailseg.networks.stems import Context
@@ -105,10 +105,12 @@ class Recurrence(nn.Module):
         picture's size do not suit these weights.
         """
         self.check_steps(prefix + steps)
-        (features, guide), state, trail = self.begin(image), None, []
+        (features, guide), state, trail = self.encode(image), None, []
         recompute = self.recompute and torch.is_grad_enabled()
         for t in range(prefix + steps):
-            state = recomputed(self, self.refine, t, features, state) if recompute else self.refine(t, features, state)
+            state = (
+                recomputed(self, self.advance, t, features, state) if recompute else self.advance(t, features, state)
+            )
             if t < prefix:
                 state = State(state.hidden.detach(), state.logits.detach())
             else:
@@ -117,10 +119,10 @@ class Recurrence(nn.Module):
         if guide is not None:  # all steps at once, which costs less
             if position is not None:
                 guide, scale = at_position(guide, position), scale * self.guided
-            logits = torch.unflatten(sharpen(logits.flatten(1, 2), guide), 1, (steps, -1))
+            logits = torch.unflatten(convex_upsample(logits.flatten(1, 2), guide), 1, (steps, -1))
         return self.crop(logits, (image.shape[-2], image.shape[-1]), scale)
 
-    def begin(self, image: Tensor) -> Context:
+    def encode(self, image: Tensor) -> Context:
         """The context of image (B, 3, H, W), RGB in 0..1; OptionError on a size that does not suit."""
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
@@ -138,12 +140,12 @@ class Recurrence(nn.Module):
         """Step t, from 0, after the state that the step `before` it left; None only before step 0."""
         features, guide = context
         if guide is None:
-            return self.refine(t, features, before)
-        state = self.refine(t, features, before and State(before.hidden, self.head(before.hidden)))
-        return State(state.hidden, sharpen(state.logits, guide))
+            return self.advance(t, features, before)
+        state = self.advance(t, features, before and State(before.hidden, self.head(before.hidden)))
+        return State(state.hidden, convex_upsample(state.logits, guide))
 
-    def refine(self, t: int, features: Tensor, before: State | None) -> State:
-        """The same, from the features of the context to the logits of the head, whether anything guides them or not."""
+    def advance(self, t: int, features: Tensor, before: State | None) -> State:
+        """Step t: features (B, F, h, w) and the state before to hidden state and logits of the head, not yet guided."""
         if before is None:
             x = features
         else:
@@ -159,7 +161,7 @@ class Recurrence(nn.Module):
             hidden = hidden + x
         return State(hidden, self.head(hidden))
 
-    def place(self, device: torch.device, *, channels_last: bool = True) -> Self:
+    def to_device(self, device: torch.device, *, channels_last: bool = True) -> Self:
         """Moves the weights to the device; with `channels_last` they and the features lie there pixel by pixel."""
         self.channels_last = channels_last
         return self.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]

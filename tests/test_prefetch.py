@@ -7,7 +7,7 @@ from threading import enumerate as threads
 
 import pytest
 
-from trailseg.ahead import ahead
+from trailseg.prefetch import prefetch
 
 
 class Items:
@@ -43,8 +43,8 @@ def test_results_come_in_the_order_of_the_items_whenever_they_are_done(depth: in
         done.append(item)
         return -item
 
-    assert list(ahead(late, range(11), depth=depth, workers=workers)) == [-item for item in range(11)]
-    assert list(ahead(late, [], depth=depth, workers=workers)) == []
+    assert list(prefetch(late, range(11), depth=depth, workers=workers)) == [-item for item in range(11)]
+    assert list(prefetch(late, [], depth=depth, workers=workers)) == []
 
 
 def test_as_many_are_computed_at_once_as_there_are_workers():
@@ -54,7 +54,7 @@ def test_as_many_are_computed_at_once_as_there_are_workers():
         together.wait(timeout=20)
         return item
 
-    assert list(ahead(meet, range(6), depth=2, workers=3)) == list(range(6))
+    assert list(prefetch(meet, range(6), depth=2, workers=3)) == list(range(6))
 
 
 @pytest.mark.parametrize("depth", [0, 1, 5])
@@ -67,7 +67,7 @@ def test_no_more_than_depth_further_items_are_taken(depth: int):
             until(lambda: len(begun) == depth + 1)
         return item
 
-    results = ahead(first_waits, items, depth=depth, workers=depth + 3)
+    results = prefetch(first_waits, items, depth=depth, workers=depth + 3)
     assert items.taken == 0
     for taken, _ in enumerate(results, depth + 1):
         assert len(begun) <= items.taken <= min(taken, 20)
@@ -76,7 +76,7 @@ def test_no_more_than_depth_further_items_are_taken(depth: int):
 
 def test_a_result_that_is_there_is_not_kept_back_until_slow_items_fill_the_depth():
     items = Items(1000, seconds=0.01)
-    assert next(ahead(abs, items, depth=500, workers=1)) == 0
+    assert next(prefetch(abs, items, depth=500, workers=1)) == 0
     assert items.taken < 250
 
 
@@ -84,7 +84,7 @@ def test_an_exception_is_raised_in_its_place():
     def failing(item: int) -> int:
         return 6 // (2 - item)
 
-    results = ahead(failing, range(9), depth=5, workers=3)
+    results = prefetch(failing, range(9), depth=5, workers=3)
     assert [next(results), next(results)] == [3, 6]
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -92,7 +92,7 @@ def test_an_exception_is_raised_in_its_place():
 
 
 def test_where_an_item_cannot_be_made_the_results_before_it_come_first():
-    results = ahead(abs, Items(3, then=OSError("no more")), depth=5, workers=1)
+    results = prefetch(abs, Items(3, then=OSError("no more")), depth=5, workers=1)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(OSError, match="no more"):
         next(results)
@@ -112,7 +112,7 @@ def test_at_an_early_end_what_runs_is_waited_for_and_the_rest_is_not_begun(how: 
         ended.append(item)
         return item
 
-    results = ahead(second_waits, items, depth=3, workers=1)
+    results = prefetch(second_waits, items, depth=3, workers=1)
     assert next(results) == 0
     until(lambda: 1 in begun)
     Timer(0.5, release.set).start()
@@ -122,4 +122,4 @@ def test_at_an_early_end_what_runs_is_waited_for_and_the_rest_is_not_begun(how: 
         with pytest.raises(KeyboardInterrupt):
             next(results)
     assert begun == ended == [0, 1]
-    assert not [thread for thread in threads() if thread.name.startswith("ahead")]
+    assert not [thread for thread in threads() if thread.name.startswith("prefetch")]

@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(
+def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], *, depth: int, workers: int
 ) -> Generator[Result, None, None]:
     """Yields function(item) of each item, in order, while up to `depth` further ones are computed by `workers` threads.
@@ -18,10 +18,10 @@ def ahead(
     them only. An Exception, of the function or in making an item, is raised in its place, after the results before it.
     When the generator ends or is closed, what is not begun is cancelled and what runs is waited for.
 
-    >>> list(ahead(abs, [-3, 2, -1], depth=1, workers=2))
+    >>> list(prefetch(abs, [-3, 2, -1], depth=1, workers=2))
     [3, 2, 1]
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="ahead")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
 
     def begin() -> Iterator[Future[Result]]:
         try:
