@@ -407,10 +407,6 @@ def test_a_good_data_set_has_no_faults_whatever_its_names(copy, tmp_path, capfd)
     assert run(train_words(copy, tmp_path / "run")) == 0
 
 
-def test_there_are_enough_kinds():
-    assert len(KINDS) + 3 >= 80  # those below need a user without rights
-
-
 def test_bad_files_stop_a_run_or_are_left_out_and_listed(whole, copy, tmp_path, capfd, tally):
     assert run(train_words(whole, tmp_path / "whole", skip_bad="true")) == 0
     wrong_checksum(copy / PICTURE)
