@@ -28,11 +28,20 @@ def resolve(device: str, precision: str) -> Compute:
 
     OptionError where the device is not there.
     """
+    require("device", device, ("auto", "cpu", "cuda", "mps"))
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         device = next(name for name, usable in there.items() if usable)
-    if not there[require("device", device, there)]:
+    if not there[device]:
         raise OptionError(f"device={device}: there is none here; say device=cpu, or leave it out")
     fast = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     half = fast if require("precision", precision, ("auto", "32", "bf16")) == "auto" else precision == "bf16"
     return Compute(torch.device(device), "bf16" if half else "32")
+
+
+def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`values` on the device, without waiting for all that it has yet to compute.
+
+    MPS is waited for: it may read what is sent after it is gone (pytorch/pytorch issue 189690).
+    """
+    return values.to(device, non_blocking=device.type != "mps")

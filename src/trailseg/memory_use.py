@@ -1,12 +1,13 @@
 """Memory in use: what a call adds to it at its peak, and calls in a new process, which nothing else disturbs."""
 
 import os
+import signal
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 
@@ -49,15 +50,43 @@ def apart(function: Callable[..., T], *given: object, environment: Mapping[str, 
     """What a function of a module returns in a new process, which hands freed memory back at once.
 
     environment: variables of that process, beside this one's. What the function raises is raised here; MemoryError
-    where the process is killed, which is how Linux refuses memory.
+    where the process is killed, which is how Linux refuses memory, RuntimeError where it ends otherwise. Where
+    this process is killed, it ends as soon as the function returns.
     """
+    context = get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_tell, args=(sending, function, given))
     kept = dict(os.environ)
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # is inherited: Ctrl-C is for this process
     os.environ.update(HANDS_BACK | dict(environment or {}))
     try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(function, *given).result()
-    except BrokenProcessPool:
-        raise MemoryError from None
+        process.start()
     finally:
         os.environ.clear()
         os.environ.update(kept)
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+    sending.close()
+    try:
+        found, error = receiving.recv()
+    except EOFError:
+        process.join()
+        if process.exitcode and process.exitcode < 0:
+            raise MemoryError from None
+        raise RuntimeError(f"a process of its own ended with code {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
+        receiving.close()
+    if error is not None:
+        raise error
+    return cast(T, found)
+
+
+def _tell(sending: Connection, function: Callable[..., object], given: tuple[object, ...]) -> None:
+    """The process of its own: sends what the function returns, or what it raises."""
+    try:
+        told: tuple[object, Exception | None] = function(*given), None
+    except Exception as error:
+        told = None, error
+    with suppress(BrokenPipeError):  # nobody waits any more
+        sending.send(told)

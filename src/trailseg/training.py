@@ -23,7 +23,7 @@ from torch import Tensor
 from trailseg.config import Size, TrainOptions
 from trailseg.data import augment
 from trailseg.data.memory import Batch, Memory, batches, in_squares, labels_at_scale, shares_at_scale
-from trailseg.device import resolve
+from trailseg.device import resolve, send
 from trailseg.errors import FileError
 from trailseg.labels import IGNORE
 from trailseg.losses import StepLoss, class_weights
@@ -256,7 +256,7 @@ class Underway:
 
     def __init__(self, numbers: Tensor) -> None:
         """Begins to copy them, behind what the device has been asked to compute so far."""
-        self.numbers = numbers.to("cpu", non_blocking=numbers.is_cuda)
+        self.numbers = numbers.to("cpu", non_blocking=True) if numbers.is_cuda else numbers
         self.ready = torch.cuda.current_stream(numbers.device).record_event() if numbers.is_cuda else None
 
     def arrived(self) -> list[float]:
@@ -297,7 +297,7 @@ class Fetched(NamedTuple):
 def fetch(memory: Memory, options: TrainOptions, epoch: int, batch: Batch) -> Fetched:
     """Reads and draws one batch; with images that are memory-mapped, threads do this ahead."""
     images, labels = memory.take(batch.pictures)
-    labels = labels.masked_fill(batch.repeated.to(labels.device, non_blocking=True)[:, None, None], IGNORE)
+    labels = labels.masked_fill(send(batch.repeated, labels.device)[:, None, None], IGNORE)
     preset = augment.PRESETS[options.augment]
     size = options.crop or options.size
     if preset == augment.PRESETS["none"] and size == options.size:
@@ -317,17 +317,14 @@ def fetch(memory: Memory, options: TrainOptions, epoch: int, batch: Batch) -> Fe
 
 def load(fetched: Fetched, size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
     """Augmented images (B, 3, *size) in 0..1 and labels (B, *size) of one batch, on the device."""
-
-    def move(values: Tensor) -> Tensor:  # without a wait, which would be for all that the device has yet to compute
-        return values.to(device, non_blocking=True)
-
-    images, labels = move(fetched.images).float() / 255, move(fetched.labels)
+    images, labels = send(fetched.images, device).float() / 255, send(fetched.labels, device)
     if fetched.drawn is None:
         return images, labels
     images, labels = augment.apply(images, labels, fetched.drawn, size)
     if mixed := fetched.mixed:
-        views = augment.apply(move(mixed.images).float() / 255, move(mixed.labels), mixed.drawn, size)
-        here = move(mixed.where)
+        others, other_labels = send(mixed.images, device).float() / 255, send(mixed.labels, device)
+        views = augment.apply(others, other_labels, mixed.drawn, size)
+        here = send(mixed.where, device)
         images[here], labels[here] = augment.paste(images[here], labels[here], *views, mixed.boxes, mixed.seen)
     return images, labels
 

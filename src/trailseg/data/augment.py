@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trailseg.device import send
 from trailseg.labels import IGNORE
 
 
@@ -120,8 +121,8 @@ def apply(images: Tensor, labels: Tensor, drawn: Tensor, size: tuple[int, int]) 
     ratio = torch.tensor([[1.0, height / width, 2.0], [width / height, 1.0, 2.0]])
     # What it measures in the output's halves is a share of the input's.
     share = torch.tensor([size[1] / width, size[0] / height, 1.0])
-    matrix = (drawn[:, :6].view(-1, 2, 3) * ratio * share).to(images.device, non_blocking=True)
-    drawn = drawn.to(images.device, non_blocking=True)
+    matrix = send(drawn[:, :6].view(-1, 2, 3) * ratio * share, images.device)
+    drawn = send(drawn, images.device)
     grid = F.affine_grid(matrix, [len(images), 3, *size], align_corners=False)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     shifted = F.grid_sample(labels[:, None].float() - IGNORE, grid, mode="nearest", align_corners=False)
@@ -146,8 +147,8 @@ def paste(
     """
     height, width = images.shape[-2:]
     rows, columns = (torch.arange(side, device=images.device) / side for side in (height, width))
-    top, left, bottom, right = boxes.to(images.device, non_blocking=True)[:, :, None].unbind(1)
+    top, left, bottom, right = send(boxes, images.device)[:, :, None].unbind(1)
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None]
-    seen = seen.to(images.device, non_blocking=True)
+    seen = send(seen, images.device)
     inside &= seen.gather(1, other_labels.flatten(1).long()).view_as(other_labels)
     return torch.where(inside[:, None], others, images), torch.where(inside, other_labels, labels)

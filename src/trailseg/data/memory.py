@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from trailseg.data.files import Picture
+from trailseg.device import send
 from trailseg.errors import FileError
 from trailseg.labels import IGNORE
 from trailseg.prefetch import prefetch
@@ -62,7 +63,7 @@ class Memory:
 
         FileError where they are mapped from a file that has been damaged.
         """
-        where = where.to(self.images.device, non_blocking=True)
+        where = send(where, self.images.device)
         images, labels = self.images[where], self.labels[where]
         if self.mapped is not None:
             self.mapped.check(where, images, labels)
