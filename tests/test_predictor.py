@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image
 from small import only_line, train
-from test_ahead import until
+from test_prefetch import until
 
 import trailseg
 from trailseg import Predictor, prediction, predictor, writing
