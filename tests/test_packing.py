@@ -330,7 +330,7 @@ def test_a_trained_network_at_a_path_comes_before_a_name_but_never_before_the_de
 
 def test_the_options_name_the_default():
     for kind in (PredictOptions, AppOptions):
-        assert f"(default: {MODEL}, of the package)" in " ".join(help_text("x", kind).split())
+        assert f"(default: {MODEL})" in " ".join(help_text("x", kind).split())
 
 
 def test_one_word_is_the_picture_and_no_answer_is_overwritten(shipped: Path, capsys: pytest.CaptureFixture[str]):
