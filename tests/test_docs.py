@@ -35,7 +35,7 @@ DOCS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SHOWN = {"network", "cores", "parameters (M)", "MACs per picture (G)", "seeds", *(f"mIoU % step {n}" for n in "1234")}
 SHOWN |= {"growth (points)"}  # of the whole table in README, and which of its rows
 FOREMOST = ["gated-half", "once", "stack", "gated-half-guided", "once-guided", "stack-guided"]
-FOREMOST += ["gated-half-taught", "gated-million-taught"]
+FOREMOST += ["gated-half-soup", "gated-half-taught", "gated-million-taught"]
 
 
 def check_block(path, name, expected):
