@@ -7,13 +7,12 @@ Ratios are to the default's median. Memory is that of a training step, at its pe
 """
 
 import statistics
-from dataclasses import dataclass
 from typing import Any
 
 import script
 
 from trailseg.benchmark import memory, open_subject, time_rounds, time_training
-from trailseg.config import BenchmarkOptions, Size
+from trailseg.config import BenchmarkOptions
 from trailseg.memory_use import apart
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -25,21 +24,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(script.TimedOptions):
-    """Options of this script."""
-
-    network: str = "iterative-v6"
-    """Row of the table of networks."""
-    size: Size = Size(192, 256)
-    """Height,width in pixels."""
-    batch: int = 4
-    """Pictures at a time."""
-    device: str = "cpu"
-    """Device: cpu, cuda or mps."""
-
-
-def main(options: Options) -> None:
+def main(options: script.NetworkOptions) -> None:
     """Prints milliseconds of an answer and of a training step, megabytes of the latter, and ratios to the default."""
     rows = []
     for stem in ("s8", "x8"):
@@ -55,9 +40,9 @@ def main(options: Options) -> None:
             for value, (unit, factor, plain) in zip(figures, units, strict=True):
                 row |= {unit: round(factor * value, 1), f"{unit.removesuffix('_ms')}_ratio": round(value / plain, 3)}
             rows.append(row)
-    script.show(rows, f"{options.network}, {options.size.height} x {options.size.width}, batch {options.batch}")
+    script.show(rows, options.title)
     script.keep(rows, options.json)
 
 
 if __name__ == "__main__":
-    script.run(main, Options)
+    script.run(main, script.NetworkOptions)

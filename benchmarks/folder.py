@@ -18,6 +18,7 @@ import script
 from PIL import Image
 
 from trailseg import prediction
+from trailseg.benchmark import in_turn
 from trailseg.config import PredictOptions, Size
 from trailseg.data.scenes import scene
 from trailseg.memory_use import apart, grown
@@ -94,7 +95,7 @@ def main(options: Options) -> None:
         folder = Path(name)
         pictures, more = (draw(folder / str(n), n, options.size) for n in (many, 4 * many))
         calls = {name: into_new_folders(work, pictures, folder / name, batch) for name, work in WORKS.items()}
-        seconds = script.in_turn(calls, options.rounds)
+        seconds = in_turn(calls, options.rounds)
         memory = {name: [apart(peak, name, given, batch) for given in (pictures, more)] for name in WORKS}
     rows = [
         {

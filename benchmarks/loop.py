@@ -6,8 +6,8 @@ Both are timed in turn, so that a busy machine slows both, held in memory and me
 times is the median of the rounds'. An epoch reads, draws and augments every picture; a fixed batch only computes.
 """
 
+import itertools
 import statistics
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ import script
 import torch
 
 from trailseg import training
+from trailseg.benchmark import in_turn
 from trailseg.config import TrainOptions
 from trailseg.data.cache import decoded
 from trailseg.data.memory import batches
@@ -53,29 +54,24 @@ def ratios(options: Options) -> list[tuple[float, float]]:
     fetched = training.fetch(memory, options, 1, fixed)
     images, labels = training.load(fetched, options.crop or options.size, fabric.device)
 
-    def epoch(number: int) -> int:
+    numbers = {"epoch": itertools.count(1), "steps": itertools.count(1)}
+
+    def epoch() -> None:
+        number = next(numbers["epoch"])
         trained.at = Position(number - 1)
         trained.train_epoch(number)
-        return count
 
-    def steps(number: int) -> int:
+    def steps() -> None:
+        number = next(numbers["steps"])
         for index in range(count // options.batch):
             trained.compute_gradients(images, labels, epoch=number, number=index)
             trained.update_weights(step=index)
         if fabric.device.type == "cuda":
             torch.cuda.synchronize()
-        return count // options.batch * options.batch
 
-    taken = []
-    for number in range(options.rounds + 1):  # the first warms up
-        seconds = []
-        for work in (epoch, steps):
-            started = time.perf_counter()
-            done = work(number + 1)
-            seconds.append((time.perf_counter() - started) / done)
-        if number:
-            taken.append((seconds[0], seconds[1]))
-    return taken
+    seconds = in_turn({"epoch": epoch, "steps": steps}, options.rounds)
+    fixed_count = count // options.batch * options.batch
+    return [(one / count, other / fixed_count) for one, other in zip(seconds["epoch"], seconds["steps"], strict=True)]
 
 
 def main(options: Options) -> None:

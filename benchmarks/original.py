@@ -20,6 +20,7 @@ import script
 import torch
 from torch import nn
 
+from trailseg.benchmark import in_turn
 from trailseg.config import NetworkOptions, Size
 from trailseg.device import resolve
 from trailseg.losses import StepLoss
@@ -45,17 +46,13 @@ CLASSES = 9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(script.TimedOptions):
+class Options(script.NetworkOptions):
     """Options of this script."""
 
-    network: str = "iterative-v6"
-    """Row of the original study's table."""
     size: Size = Size(384, 768)
     """Height,width in pixels, each divisible by 128."""
     batch: int = 2
     """Pictures at a time."""
-    device: str = "cpu"
-    """Device: cpu, cuda or mps."""
 
 
 def make(name: str, options: Options) -> dict[str, Callable[[], object]]:
@@ -120,7 +117,7 @@ def main(options: Options) -> None:
     subjects = list(SUBJECTS | (ACCELERATED if options.device == "cuda" else {}))
     rows: list[dict[str, Any]] = []
     for what in ("training", "answer"):
-        seconds = script.in_turn({name: make(name, options)[what] for name in subjects}, options.rounds)
+        seconds = in_turn({name: make(name, options)[what] for name in subjects}, options.rounds)
         megabytes = {name: apart(peak, name, what, options) for name in subjects}
         rows += [
             {
@@ -133,7 +130,7 @@ def main(options: Options) -> None:
             }
             for name, taken in seconds.items()
         ]
-    script.show(rows, f"{options.network}, {options.size.height} x {options.size.width}, batch {options.batch}")
+    script.show(rows, options.title)
     script.keep(rows, options.json)
 
 

@@ -1,14 +1,14 @@
-"""What the scripts share: options read as those of `trailseg`, calls timed in turn, and rows as a table and as JSON."""
+"""What the scripts share: options read as those of `trailseg`, and rows as a table and as JSON."""
 
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trailseg.config import Size
 from trailseg.errors import OptionError
 from trailseg.parsing import from_mapping, read_words
 from trailseg.writing import write_whole
@@ -32,6 +32,25 @@ class TimedOptions(Options):
     """Rounds that count."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(TimedOptions):
+    """Options of a script that times one network."""
+
+    network: str = "iterative-v6"
+    """Row of the table of networks."""
+    size: Size = Size(192, 256)
+    """Height,width in pixels."""
+    batch: int = 4
+    """Pictures at a time."""
+    device: str = "cpu"
+    """Device: cpu, cuda or mps."""
+
+    @property
+    def title(self) -> str:
+        """What was timed, in a line."""
+        return f"{self.network}, {self.size.height} x {self.size.width}, batch {self.batch}, {self.device}"
+
+
 def run(main: Callable[[T], None], kind: type[T]) -> None:
     """Calls `main` with the options of the command line; a wrong one is one line and exit code 2."""
     try:
@@ -40,22 +59,6 @@ def run(main: Callable[[T], None], kind: type[T]) -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     main(options)
-
-
-def in_turn(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call in each round: all take turns, so that a busy machine slows all. One round before warms up.
-
-    >>> {name: len(seconds) for name, seconds in in_turn({"a": list, "b": dict}, 3).items()}
-    {'a': 3, 'b': 3}
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
 
 
 def ratio(seconds: Sequence[float], plain: Sequence[float]) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 import script
 from PIL import Image
 
+from trailseg.benchmark import in_turn
 from trailseg.predictor import WEIGHTS
 
 UNTIL_ANSWER = """
@@ -45,7 +46,7 @@ def main(options: script.TimedOptions) -> None:
         picture, out = f"{folder}/picture.png", f"{folder}/answers"
         Image.fromarray(np.zeros((720, 960, 3), np.uint8)).save(picture)
         run, file = str(WEIGHTS / "camvid"), str(WEIGHTS / "camvid" / "model.onnx")
-        seconds = script.in_turn(
+        seconds = in_turn(
             {
                 "import torch": partial(start, ["-c", "import torch"], 0),
                 "trailseg --help": partial(start, ["-m", "trailseg", "--help"], 0),

@@ -133,7 +133,7 @@ def answer_html(predictor: Predictor, image: np.ndarray, title: str) -> str:
 
 def build_page(predictor: Predictor) -> "gradio.Blocks":
     """The page, which shows the answer to the first sample; OptionError where Gradio is missing."""
-    gr = optional("gradio", "the page needs Gradio", "app")
+    gr = _gradio()
     facts = predictor.facts
     samples = [scene(seed=1, index=index, size=(480, 960))[0] for index in SAMPLES]
 
@@ -214,7 +214,7 @@ def serve(predictor: Predictor, *, port: int | None = None) -> Iterator[str]:
     port: default 7860, or the next that is free. OptionError where that port is taken or Gradio is missing. Uploads lie
     in a folder of their own, which goes with the page.
     """
-    gr = optional("gradio", "the page needs Gradio", "app")
+    gr = _gradio()
     css = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     theme.set(body_background_fill="#fbfbf9", body_background_fill_dark="#15181b")  # app.css's --paper
@@ -248,6 +248,9 @@ def serve(predictor: Predictor, *, port: int | None = None) -> Iterator[str]:
             yield address
         finally:
             page.close(verbose=False)
+
+
+_gradio = partial(optional, "gradio", "the page needs Gradio", "app")
 
 
 @contextmanager

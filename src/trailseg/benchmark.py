@@ -14,11 +14,11 @@ training step and to 0.2 MB for an answer. ONNX Runtime's figure holds its arena
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from trailseg.errors import OptionError, require
 from trailseg.memory_use import apart, grown
 from trailseg.networks.table import BASELINE, NAMED, ROWS
 from trailseg.writing import figure_png, write_whole
+
+Key = TypeVar("Key")
 
 WARM_UP = 2  # rounds that are not counted
 
@@ -142,15 +144,31 @@ def time_training(
     subjects: Sequence[Subject], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> list[list[float]]:
     """For each subject the seconds of a training step in each of `repeats` rounds; none for those without training."""
-    rounds: list[list[float]] = [[] for _ in subjects]
-    for number in range(WARM_UP + repeats):
-        for subject, seconds in zip(subjects, rounds, strict=True):
-            if subject.train is not None:
-                started = clock()
-                subject.train()
-                if number >= WARM_UP:
-                    seconds.append(clock() - started)
-    return rounds
+    calls = {place: subject.train for place, subject in enumerate(subjects) if subject.train is not None}
+    seconds = in_turn(calls, repeats, warm_up=WARM_UP, clock=clock)
+    return [seconds.get(place, []) for place in range(len(subjects))]
+
+
+def in_turn(
+    calls: Mapping[Key, Callable[[], object]],
+    rounds: int,
+    *,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Key, list[float]]:
+    """Seconds of each call in each of `rounds` rounds, in which all take turns, after `warm_up` that do not count.
+
+    >>> {name: len(seconds) for name, seconds in in_turn({"a": list, "b": dict}, 3).items()}
+    {'a': 3, 'b': 3}
+    """
+    seconds: dict[Key, list[float]] = {key: [] for key in calls}
+    for number in range(warm_up + rounds):
+        for key, call in calls.items():
+            started = clock()
+            call()
+            if number >= warm_up:
+                seconds[key].append(clock() - started)
+    return seconds
 
 
 def durations(seconds: Sequence[tuple[float, float]], further: int, training: Sequence[float] = ()) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Device and precision of inference, without the slow imports that only training needs."""
+"""Devices: which one computes and how precisely, and sending to it, without the imports that only training needs."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -34,9 +34,10 @@ def resolve(device: str, precision: str) -> Compute:
         device = next(name for name, usable in there.items() if usable)
     if not there[device]:
         raise OptionError(f"device={device}: there is none here; say device=cpu, or leave it out")
-    fast = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    half = fast if require("precision", precision, ("auto", "32", "bf16")) == "auto" else precision == "bf16"
-    return Compute(torch.device(device), "bf16" if half else "32")
+    if require("precision", precision, ("auto", "32", "bf16")) == "auto":
+        fast = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if fast else "32"
+    return Compute(torch.device(device), "bf16" if precision == "bf16" else "32")
 
 
 def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -257,9 +257,8 @@ def resolve(options: TrainOptions) -> TrainOptions:
 @lru_cache(maxsize=2)  # the rows of a study share their data: read it once
 def _decoded(data: DataOptions, size: Size, splits: str, budget: float, skip_bad: bool) -> Memory:
     """Splits of a data set."""
-    return decoded(
-        select(open_data(data, size=size), splits, skip_bad=skip_bad), size, budget=budget, skip_bad=skip_bad
-    )
+    pictures = select(open_data(data, size=size), splits, skip_bad=skip_bad)
+    return decoded(pictures, size, budget=budget, skip_bad=skip_bad)
 
 
 def _tell_left_out(folder: Path, splits: Sequence[Memory], tell: Callable[[str], None]) -> None:

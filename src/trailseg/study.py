@@ -104,8 +104,9 @@ def run_study(file: Path, out: Path, overrides: Mapping[str, Any], console: Cons
         else:
             check(wanted.options)
             for names in wanted.options.sources.values():
-                for name in set(names) - here:
-                    find_model(name)
+                for name in names:
+                    if name not in here:
+                        find_model(name)
     write_whole(out / "study.yaml", file.read_bytes())
     for folder in (out, out / "plots"):
         sweep(folder)

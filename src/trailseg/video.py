@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +27,7 @@ class VideoReader:
     """Frames per second (on average, where they differ)."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._av = path, optional("av", "video needs av", "video")
+        self.path, self._av = path, _av()
         self._container, self._torn = self._open()
         self._stream = self._container.streams.best("video")
         if self._stream is None:
@@ -103,7 +104,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, rate: Fraction) -> None:
-        self.path, self.rate, self._av = path, rate, optional("av", "video needs av", "video")
+        self.path, self.rate, self._av = path, rate, _av()
         self._half = half_written(path)
         self._container: Any = None
         self._stream: Any = None
@@ -164,3 +165,6 @@ class VideoWriter:
         except (OSError, self._av.FFmpegError) as error:
             problem = f"cannot be written ({error.strerror})"
             raise FileError(self.path, problem, "make room or give permission there") from None
+
+
+_av = partial(optional, "av", "video needs av", "video")

@@ -17,6 +17,7 @@ Legend: B batch, S steps, K classes, F feature channels, H x W picture, h x w fe
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -106,11 +107,10 @@ class Recurrence(nn.Module):
         """
         self.check_steps(prefix + steps)
         (features, guide), state, trail = self.encode(image), None, []
-        recompute = self.recompute and torch.is_grad_enabled()
+        spare = self.recompute and torch.is_grad_enabled()
+        advance = partial(recomputed, self, self.advance) if spare else self.advance
         for t in range(prefix + steps):
-            state = (
-                recomputed(self, self.advance, t, features, state) if recompute else self.advance(t, features, state)
-            )
+            state = advance(t, features, state)
             if t < prefix:
                 state = State(state.hidden.detach(), state.logits.detach())
             else:
